@@ -1,0 +1,21 @@
+"""Lightning callbacks: the schedule, the scores, averaging of checkpoints, and translations to a file."""
+
+from lit_transformer.callbacks.averaging import (
+    CheckpointAveraging,
+    average_checkpoints,
+    last_checkpoints,
+    write_averaged_checkpoint,
+)
+from lit_transformer.callbacks.bleu import BLEUEvaluation
+from lit_transformer.callbacks.warmup import InverseSqrtWarmup
+from lit_transformer.callbacks.writer import TranslationWriter
+
+__all__ = [
+    "BLEUEvaluation",
+    "CheckpointAveraging",
+    "InverseSqrtWarmup",
+    "TranslationWriter",
+    "average_checkpoints",
+    "last_checkpoints",
+    "write_averaged_checkpoint",
+]

@@ -1,0 +1,247 @@
+"""The mean of the last checkpoints of a run, which usually translates better than any one of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_transformer.callbacks.writer import replacing
+from lit_transformer.interfaces import InputError
+
+# What a checkpoint holds to go on training; a mean of weights fits to none of it.
+_TRAINING_STATE = frozenset(
+    {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
+)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a Lightning checkpoint without running code from it; its tensors stay on disk until they are used.
+
+    Raises:
+        InputError: If there is no such file, or it is not a Lightning checkpoint.
+    """
+    if not Path(path).exists():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        checkpoint = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a checkpoint file, or is damaged, or holds more than plain data") from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= checkpoint.keys():
+        raise InputError(f"{path} is not a Lightning checkpoint: it has no state_dict or no global_step")
+    return checkpoint
+
+
+def average_checkpoints(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, on the CPU.
+
+    Sums are kept in float64 and the mean is cast back to the precision of the weights. What has no mean (integers,
+    booleans) comes from the checkpoint with the most steps. One checkpoint is read at a time.
+
+    Source: Vaswani et al. 2017, section 6.1: the last 5 checkpoints for base models, the last 20 for big ones.
+
+    Args:
+        paths: Checkpoint files of one model, at least one.
+
+    Raises:
+        InputError: If no path is given, a file does not exist or is not a checkpoint, or the models differ in names,
+            shapes or precision.
+    """
+    if not paths:
+        raise InputError("averaging needs at least one checkpoint, got none")
+    sums: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}
+    newest_step = -1
+    for path in paths:
+        checkpoint = load_checkpoint(path)
+        weights, step = checkpoint["state_dict"], checkpoint["global_step"]
+        first = first or weights
+        _check_same_model(first, weights, paths[0], path)
+        for name, tensor in weights.items():
+            if not _has_mean(tensor):
+                if step > newest_step or name not in sums:
+                    sums[name] = tensor.clone()
+            elif name in sums:
+                sums[name] += tensor
+            else:
+                sums[name] = tensor.to(torch.promote_types(tensor.dtype, torch.float64), copy=True)
+        newest_step = max(step, newest_step)
+    return {
+        name: (sums[name] / len(paths)).to(tensor.dtype) if _has_mean(tensor) else sums[name]
+        for name, tensor in first.items()
+    }
+
+
+def last_checkpoints(path: str | os.PathLike[str], count: int) -> list[Path]:
+    """The last checkpoints of a folder, up to a given one, oldest first.
+
+    They are ordered by the optimizer step stored in them, not by name. Of several with the same step one counts
+    (``last.ckpt`` is often a copy), and files that ``write_averaged_checkpoint`` made do not count.
+
+    Args:
+        path: A checkpoint file, the newest to take; or a folder, to take its newest. If the folder has a folder
+            ``checkpoints``, as that of a run, they are looked for there too.
+        count: How many.
+
+    Raises:
+        InputError: If the path does not exist, there are fewer checkpoints, or a ``.ckpt`` file is not one.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise InputError(f"checkpoint {given} does not exist")
+    if given.is_dir():
+        folder, limit = given, float("inf")
+        files = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
+    else:
+        folder, limit = given.parent, load_checkpoint(given)["global_step"]
+        files = [*folder.glob("*.ckpt")]
+    by_step: dict[int, Path] = {}
+    # The last one wins a step: copies named last*, then others, then the one given.
+    for file in sorted(files, key=lambda f: (f == given, not f.name.startswith("last"), f.name)):
+        checkpoint = load_checkpoint(file)
+        if checkpoint["global_step"] <= limit and "averaged_from" not in checkpoint:
+            by_step[checkpoint["global_step"]] = file
+    if len(by_step) < count:
+        raise InputError(
+            f"{count} checkpoints should be averaged, but {folder} holds {len(by_step)} up to {given.name} "
+            f"(steps {', '.join(map(str, sorted(by_step))) or 'none'}); keep more with ModelCheckpoint(save_top_k=...) "
+            "or average fewer"
+        )
+    return [by_step[step] for step in sorted(by_step)[-count:]]
+
+
+def write_averaged_checkpoint(paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
+    """Writes a checkpoint with the mean of the weights of others, for translation and scoring.
+
+    Hyper-parameters and the data module's state (the tokenizer) come from the one with the most steps. The state of
+    the training (optimizers, loops, callbacks) is left out. The file appears only when it is complete.
+
+    Args:
+        paths: Checkpoint files of one model, at least one.
+        output: File to write. Its folder is made if need be.
+
+    Raises:
+        InputError: If no path is given, a file does not exist or is not a checkpoint, or the models differ.
+    """
+    mean = average_checkpoints(paths)
+    steps = {os.fspath(path): int(load_checkpoint(path)["global_step"]) for path in paths}
+    newest = load_checkpoint(max(steps, key=lambda path: steps[path]))
+    checkpoint = {key: value for key, value in newest.items() if key not in _TRAINING_STATE}
+    checkpoint["state_dict"] = _share_tied(mean, newest["state_dict"])
+    checkpoint["averaged_from"] = {Path(path).name: step for path, step in steps.items()}
+    with replacing(Path(output)) as partial:
+        torch.save(checkpoint, partial)
+
+
+class CheckpointAveraging(Callback):
+    """Scores and translates with the mean of the last checkpoints of a run.
+
+    In ``test``, ``predict`` and ``validate`` the module's weights are replaced by the mean of the ``num_checkpoints``
+    last checkpoints in the folder of the one given, up to that one; afterwards its own weights are put back. Does
+    nothing in ``fit``. Every process reads the same files.
+
+    Source: Vaswani et al. 2017, section 6.1: 5 for base models, 20 for big ones.
+
+    Args:
+        num_checkpoints: How many checkpoints are averaged. With 1 the given checkpoint is used as it is.
+
+    Raises:
+        ValueError: If ``num_checkpoints`` is below 1.
+        InputError: If there are fewer checkpoints.
+        MisconfigurationException: If no checkpoint is given to ``test``, ``predict`` or ``validate``.
+    """
+
+    def __init__(self, num_checkpoints: int = 5) -> None:
+        if num_checkpoints < 1:
+            raise ValueError(f"num_checkpoints must be at least 1, got {num_checkpoints}")
+        self.num_checkpoints = num_checkpoints
+        self._own_weights: dict[str, Tensor] | None = None
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the mean in."""
+        self._put_in(trainer, pl_module)
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the mean in."""
+        self._put_in(trainer, pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the mean in, unless this is a validation during training."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._put_in(trainer, pl_module)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the module's own weights back."""
+        self._put_back(pl_module)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the module's own weights back."""
+        self._put_back(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Puts the module's own weights back."""
+        self._put_back(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Puts the module's own weights back."""
+        self._put_back(pl_module)
+
+    def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.num_checkpoints == 1:
+            return
+        if trainer.ckpt_path is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__} averages the checkpoints beside a given one, but none was given; pass ckpt_path"
+            )
+        paths = last_checkpoints(trainer.ckpt_path, self.num_checkpoints)
+        mean = average_checkpoints(paths)
+        own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}
+        pl_module.load_state_dict(mean, strict=pl_module.strict_loading)
+        self._own_weights = own
+        names = ", ".join(f"{path.name} (step {load_checkpoint(path)['global_step']})" for path in paths)
+        rank_zero_info(f"using the mean of {len(paths)} checkpoints of {paths[0].parent}: {names}")
+
+    def _put_back(self, pl_module: L.LightningModule) -> None:
+        if self._own_weights is not None:
+            pl_module.load_state_dict(self._own_weights)
+            self._own_weights = None
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _check_same_model(
+    first: dict[str, Tensor], other: dict[str, Tensor], first_path: object, other_path: object
+) -> None:
+    names = sorted(first.keys() ^ other.keys())
+    if names:
+        raise InputError(f"{first_path} and {other_path} hold different models: only one of them has {names[0]!r}")
+    for name, tensor in first.items():
+        if tensor.shape != other[name].shape or tensor.dtype != other[name].dtype:
+            raise InputError(
+                f"{first_path} and {other_path} hold different models: {name!r} is {tuple(tensor.shape)} of "
+                f"{tensor.dtype} in the one and {tuple(other[name].shape)} of {other[name].dtype} in the other"
+            )
+
+
+def _share_tied(mean: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean with tied weights as one tensor again, so that the file holds them once."""
+    owners: dict[tuple[Any, ...], str] = {}
+    shared = dict(mean)
+    for name, tensor in like.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        owner = owners.setdefault(place, name)
+        if torch.equal(mean[owner], mean[name]):
+            shared[name] = mean[owner]
+    return shared

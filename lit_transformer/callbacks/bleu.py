@@ -1,0 +1,215 @@
+"""Scores of real translations during training: decode, compare with what people wrote, show a few."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torchmetrics import Metric
+
+from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, one_line, sentence_numbers
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import InputError, TranslationBatch
+from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore
+
+
+class BLEUEvaluation(Callback):
+    """Translates the validation and test sentences and scores them against the raw text of the corpus.
+
+    Logs ``val/bleu`` and ``val/chrf``, ``test/bleu`` and ``test/chrf``, in percent: scores of the whole corpus over all
+    processes, equal to sacrebleu's. Says with which sacrebleu signature, which is also kept in checkpoints, and prints
+    a few translations: the sentences with the lowest numbers among those of the first process. The sanity check before
+    training translates one sentence, so that an error shows at once.
+
+    Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
+
+    Args:
+        beam_size: Open translations that the search keeps for each sentence.
+        length_penalty: Exponent of the length normalisation; 0 prefers short translations, larger values longer ones.
+        max_extra_length: Longest translation, in tokens beyond the length of its source.
+        tokenize: sacrebleu's name of the way BLEU splits text into words: ``13a`` for most languages, ``zh`` or
+            ``char`` for those written without spaces, ``ko-mecab`` and ``ja-mecab`` with further packages.
+        metric: A further score, any torchmetrics text metric whose ``update`` takes two lists of sentences. It is
+            logged under its ``name``, or else its class name in small letters; one named ``bleu`` or ``chrf`` takes
+            the place of the built-in one.
+        num_samples: Translations that are printed each time.
+        every_n_validations: Translate in each n-th validation of the training only, as it takes longer than the loss;
+            0 for never. ``validate`` and ``test`` always do.
+        output_path: File for the translations of ``test``, one a line, in the order of the corpus.
+
+    Raises:
+        ValueError: If an argument is out of range, or sacrebleu has no such tokenization.
+        InputError: If the weights are sharded over processes, which would wait for each other for ever in decoding.
+        MisconfigurationException: If the data module has no tokenizer, or there are several dataloaders.
+    """
+
+    def __init__(
+        self,
+        beam_size: int = 4,
+        length_penalty: float = 0.6,
+        max_extra_length: int = 50,
+        tokenize: str = "13a",
+        metric: Metric | None = None,
+        num_samples: int = 3,
+        every_n_validations: int = 1,
+        output_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if num_samples < 0 or every_n_validations < 0:
+            raise ValueError(
+                f"num_samples and every_n_validations must be at least 0, got {num_samples} and {every_n_validations}"
+            )
+        self.search = BeamSearch(beam_size, length_penalty, max_extra_length)
+        self.metrics: dict[str, Metric] = {"bleu": CorpusBLEU(tokenize), "chrf": CorpusChrF()}
+        if metric is not None:
+            self.metrics[getattr(metric, "name", type(metric).__name__.lower())] = metric
+        self.num_samples = num_samples
+        self.every_n_validations = every_n_validations
+        self.output_path = None if output_path is None else Path(output_path)
+        self.num_validations = 0
+        self.scores: dict[str, float] = {}
+        self._running = False
+        self._samples: list[tuple[int, str, str, str]] = []
+        self._lines: NumberedLines | None = None
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """The signature of each score that has one."""
+        return {name: metric.signature for name, metric in self.metrics.items() if isinstance(metric, CorpusScore)}
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins a score, if it is time for one."""
+        self._running = False
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.num_validations += 1
+            if not self.every_n_validations or self.num_validations % self.every_n_validations:
+                return
+        self._begin(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: TranslationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Translates a batch and counts its matches."""
+        if trainer.sanity_checking and self.every_n_validations and not batch_idx:
+            self._refuse_sharded(trainer)
+            self._translate(trainer, pl_module, batch.src[:1])
+        elif self._running:
+            self._count(trainer, pl_module, batch, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the scores and shows some translations."""
+        if self._running:
+            self._report(trainer, pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begins a score."""
+        self._begin(trainer, pl_module)
+        if self.output_path is not None:
+            self._lines = NumberedLines(self.output_path, trainer.global_rank, trainer.world_size)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: TranslationBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Translates a batch and counts its matches."""
+        self._count(trainer, pl_module, batch, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Logs the scores, shows some translations and writes all of them if asked."""
+        self._report(trainer, pl_module, "test")
+        if self._lines is not None:
+            merge_parts(trainer, self._lines, trainer.limit_test_batches)
+            self._lines = None
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leaves nothing half-written."""
+        if self._lines is not None:
+            self._lines.discard()
+            self._lines = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last scores, what they mean, and how many validations there were."""
+        return {"scores": self.scores, "signatures": self.signatures, "num_validations": self.num_validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting validations where the checkpoint stopped."""
+        self.scores = dict(state_dict["scores"])
+        self.num_validations = state_dict["num_validations"]
+
+    def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refuse_sharded(trainer)
+        decoder(trainer)
+        self._running = True
+        self._samples = []
+        for metric in self.metrics.values():
+            metric.to(pl_module.device).reset()  # Lightning moves only what belongs to the module
+            if isinstance(metric, CorpusScore):
+                metric.update([], [])  # a process without sentences still takes part in the sum
+
+    def _refuse_sharded(self, trainer: L.Trainer) -> None:
+        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)) and trainer.world_size > 1:
+            raise InputError(
+                f"{type(self).__name__} cannot translate with weights that are sharded over processes; set "
+                "every_n_validations=0 and score a checkpoint with test on one device or with DDP"
+            )
+
+    def _translate(self, trainer: L.Trainer, pl_module: Any, src: Tensor) -> list[str]:
+        with trainer.precision_plugin.forward_context(), torch.no_grad():
+            hypotheses = pl_module.generate(src, self.search)
+        tokenizer = decoder(trainer)
+        return [tokenizer.decode(found[0].tokens) for found in hypotheses]
+
+    def _count(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: TranslationBatch, dataloader_idx: int
+    ) -> None:
+        if dataloader_idx:
+            raise MisconfigurationException(
+                f"{type(self).__name__} scores one set of sentences, but the trainer got several dataloaders; pass one"
+            )
+        texts = self._translate(trainer, pl_module, batch.src)
+        for metric in self.metrics.values():
+            metric.update(texts, batch.references)
+        numbers = sentence_numbers(batch)
+        found = zip(numbers, batch.sources, batch.references, texts, strict=True)
+        self._samples = sorted([*self._samples, *found])[: self.num_samples]
+        if self._lines is not None:
+            for number, text in zip(numbers, texts, strict=True):
+                self._lines.add(number, one_line(text))
+
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Processes meet here and nowhere before, because they may have different numbers of batches."""
+        several = trainer.world_size > 1
+        for name, metric in self.metrics.items():
+            value = metric.compute()
+            pl_module.log(f"{stage}/{name}", value, prog_bar=name == "bleu", sync_dist=several, batch_size=1)
+            self.scores[f"{stage}/{name}"] = float(value)
+        for name, signature in self.signatures.items():
+            rank_zero_info(f"{stage}/{name} {self.scores[f'{stage}/{name}']:.2f} ({signature})")
+        if self._samples:
+            samples = "\n\n".join(self.format(*sample) for sample in self._samples)
+            pl_module.print(f"\n{samples}\n")
+
+    def format(self, number: int, source: str, reference: str, translation: str) -> str:
+        """How a sample is printed."""
+        return f"sentence {number}\n  source       {source}\n  reference    {reference}\n  translation  {translation}"

@@ -1,0 +1,95 @@
+"""The learning rate of the paper: a linear rise, then a fall with the inverse square root of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+
+class InverseSqrtWarmup(Callback):
+    r"""Warms the learning rate up, then lets it fall with the inverse square root of the step.
+
+    At optimizer step ``n`` (the first is 1) every parameter group has the rate
+    ``peak * min(n / warmup_steps, sqrt(warmup_steps / n))``. With the peak ``(d_model * warmup_steps) ** -0.5`` that
+    is equation 3 of the paper, ``d_model ** -0.5 * min(n ** -0.5, n * warmup_steps ** -1.5)``.
+
+    The rate follows from the number of optimizer steps alone, so it is exact under gradient accumulation and after a
+    resume. Each group's peak is kept in the optimizer's own state, as ``initial_lr``. The callback must stand before
+    ``LearningRateMonitor`` in the list of callbacks, and no other scheduler may run. If a module steps several
+    optimizers itself, each of their steps counts, as it does in ``trainer.global_step``.
+
+    Override ``scale`` for a schedule of another shape.
+
+    Source: Vaswani et al. 2017, section 5.3.
+
+    Args:
+        warmup_steps: Optimizer steps until the peak.
+        d_model: Width of the model in features: sets the peak to the paper's ``(d_model * warmup_steps) ** -0.5``.
+            If left out, the peak is the optimizer's own learning rate.
+
+    Raises:
+        ValueError: If ``warmup_steps`` or ``d_model`` is below 1.
+        MisconfigurationException: If the module brings a learning rate scheduler of its own.
+
+    Example:
+        >>> warmup = InverseSqrtWarmup(warmup_steps=4000, d_model=512)
+        >>> print(f"{warmup.peak:.6f}", warmup.scale(1000), warmup.scale(4000), warmup.scale(16000))
+        0.000699 0.25 1.0 0.5
+    """
+
+    def __init__(self, warmup_steps: int = 4000, d_model: int | None = None) -> None:
+        if warmup_steps < 1:
+            raise ValueError(f"warmup_steps must be at least 1 optimizer step, got {warmup_steps}")
+        if d_model is not None and d_model < 1:
+            raise ValueError(f"d_model must be at least 1 feature, got {d_model}")
+        self.warmup_steps = warmup_steps
+        self.d_model = d_model
+
+    @property
+    def peak(self) -> float | None:
+        """The highest rate that this schedule reaches, or None if each parameter group has its own."""
+        return None if self.d_model is None else (self.d_model * self.warmup_steps) ** -0.5
+
+    def scale(self, step: int) -> float:
+        """The share of the peak that the rate has at an optimizer step, counted from 1."""
+        return min(step / self.warmup_steps, math.sqrt(self.warmup_steps / step))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses to run beside another scheduler: the two would overwrite each other's rates."""
+        if trainer.lr_scheduler_configs:
+            other = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            raise MisconfigurationException(
+                f"{type(self).__name__} sets the learning rate itself and cannot run beside {other}; remove one of "
+                "the two: this callback, or the scheduler that configure_optimizers returns"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes each group's peak, unless a resumed optimizer brings it along."""
+        for group in _param_groups(trainer):
+            if self.peak is not None:
+                group["initial_lr"] = self.peak
+            group.setdefault("initial_lr", float(group["lr"]))
+        self._set_rates(trainer)  # for whoever looks before the first batch
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Sets the rate of the optimizer step that this batch belongs to."""
+        self._set_rates(trainer)
+
+    def _set_rates(self, trainer: L.Trainer) -> None:
+        share = self.scale(trainer.global_step + 1)
+        for group in _param_groups(trainer):
+            if isinstance(group["lr"], Tensor):  # compiled optimizers keep the rate on the device
+                group["lr"].fill_(group["initial_lr"] * share)
+            else:
+                group["lr"] = group["initial_lr"] * share
+
+
+def _param_groups(trainer: L.Trainer) -> list[dict[str, Any]]:
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]

@@ -1,0 +1,209 @@
+"""The commands around a trained model: translate, attention and average."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, NoReturn
+
+from lit_transformer.cli import did_you_mean
+from lit_transformer.interfaces import InputError
+
+CHECKPOINT_HELP = "a .ckpt file, the folder of a run (its newest checkpoint is taken), or an exported folder"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that names the nearest right option when one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one sentence and exits with status 2."""
+        options = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, f"{self.prog}: {message}.{did_you_mean(message, options)}\n")
+
+
+def command_parser(name: str, description: str, epilog: str) -> CommandParser:
+    return CommandParser(
+        prog=f"lit-transformer {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
+
+
+def translate_parser() -> argparse.ArgumentParser:
+    """The options of ``translate``."""
+    parser = command_parser(
+        "translate",
+        "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
+        "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
+        "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
+        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n\n"
+        "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
+        "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
+        "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("text", nargs="*", help="sentences; without any, lines are read from --input")
+    parser.add_argument("--input", default="-", metavar="FILE", help="file of lines, UTF-8 (default: standard input)")
+    parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--beam_size", type=_positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
+    parser.add_argument(
+        "--length_penalty", type=float, default=0.6, help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)"
+    )
+    parser.add_argument("--n_best", type=_positive, default=1, help="translations for each line (default: 1)")
+    parser.add_argument("--scores", action="store_true", help="write the score before the text")
+    parser.add_argument("--max_length", type=_positive, default=512, help="longest source line in tokens (default: 512)")
+    parser.add_argument("--max_tokens", type=_positive, default=4096, help="source tokens in a batch (default: 4096)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    return parser
+
+
+def translate(options: argparse.Namespace) -> None:
+    """Translates sentences from the command line, a file or standard input."""
+    from lit_transformer.decoding import BeamSearch
+    from lit_transformer.translator import Translator
+
+    search = BeamSearch(
+        beam_size=max(options.beam_size, options.n_best), length_penalty=options.length_penalty, n_best=options.n_best
+    )
+    translator = Translator.from_pretrained(
+        options.checkpoint, search=search, max_tokens=options.max_tokens, max_length=options.max_length
+    ).to(_device(options.device))
+    with ExitStack() as stack:
+        lines = options.text or _read_lines(stack, options.input)
+        out = _open_output(stack, options.output)
+        for number, found in enumerate(_with_progress(stack, translator.translate(lines), bool(options.text)), 1):
+            for one in found:
+                fields = [one.text]
+                if options.scores or options.n_best > 1:
+                    fields.insert(0, f"{one.score:.4f}")
+                if options.n_best > 1:
+                    fields.insert(0, str(number))
+                out.write("\t".join(fields) + "\n")
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.zeros(0, device=name).device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
+
+
+def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
+    """The lines of a file or of standard input, cut at line feeds only."""
+    try:
+        stream = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+    except OSError as error:
+        raise InputError(f"--input {name} cannot be read: {error.strerror}") from None
+    return _decoded(stream, "standard input" if name == "-" else name)
+
+
+def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
+    for number, line in enumerate(stream, 1):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            raise InputError(f"line {number} of {name} is not valid UTF-8; convert the text to UTF-8 first") from None
+
+
+def _open_output(stack: ExitStack, name: str) -> IO[str]:
+    if name == "-":
+        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+        return sys.stdout
+    try:
+        return stack.enter_context(open(name, "w", encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--output {name} cannot be written: {error.strerror}") from None
+
+
+def _with_progress(stack: ExitStack, items: Iterable[list], quiet: bool) -> Iterable[list]:  # type: ignore[type-arg]
+    """Counts the lines on standard error while they come, if a person is watching it."""
+    if quiet or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} lines translated"), TimeElapsedColumn())
+    progress = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+    return progress.track(items, description="", total=None)
+
+
+def attention_parser() -> argparse.ArgumentParser:
+    """The options of ``attention``."""
+    parser = command_parser(
+        "attention",
+        "Draws what every head of the three attentions looks at, for a sentence and its translation.",
+        "Writes NAME.png pictures and NAME.html, a page to explore that works offline.\n\nexamples:\n"
+        "  lit-transformer attention runs/quickstart 'I love cats'\n"
+        "  lit-transformer attention runs/quickstart 'I love cats' '나는 고양이를 좋아해' --output cats",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("source", help="the sentence")
+    parser.add_argument("target", nargs="?", help="its translation (default: the model's own)")
+    parser.add_argument("--output", default="attention", metavar="NAME", help="files to write (default: attention)")
+    return parser
+
+
+def attention(options: argparse.Namespace) -> None:
+    """Draws the attention of every head for one sentence pair."""
+    from lit_transformer.plotting import draw_attention
+    from lit_transformer.translator import Translator
+
+    view = Translator.from_pretrained(options.checkpoint).attention(options.source, options.target)
+    title = f"{options.source} → {view.target}"
+    for path in draw_attention(view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title):
+        sys.stdout.write(f"{path}\n")
+
+
+def average_parser() -> argparse.ArgumentParser:
+    """The options of ``average``."""
+    parser = command_parser(
+        "average",
+        "Averages the weights of several checkpoints into one (section 6.1 of the paper: the last 5, big: the last 20).",
+        "The result is for translating and scoring: it holds no optimizer.\n\nexamples:\n"
+        "  lit-transformer average runs/base --last 5 --output averaged.ckpt\n"
+        "  lit-transformer average a.ckpt b.ckpt c.ckpt --output averaged.ckpt",
+    )
+    parser.add_argument("checkpoints", nargs="+", help="checkpoint files, or the folder of a run")
+    parser.add_argument("--last", type=_positive, default=5, help="how many of a folder's newest (default: 5)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
+    return parser
+
+
+def average(options: argparse.Namespace) -> None:
+    """Averages checkpoints into one."""
+    from lit_transformer.callbacks.averaging import last_checkpoints, write_averaged_checkpoint
+
+    paths = [Path(name) for name in options.checkpoints]
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = last_checkpoints(paths[0], options.last)
+    write_averaged_checkpoint(paths, Path(options.output))
+    sys.stdout.write(f"{options.output}: the mean of {', '.join(str(path) for path in paths)}\n")
+
+
+COMMANDS = {
+    "translate": (translate_parser, translate),
+    "attention": (attention_parser, attention),
+    "average": (average_parser, average),
+}
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command that ``arguments`` begins with."""
+    make_parser, command = COMMANDS[arguments[0]]
+    command(make_parser().parse_args(arguments[1:]))

@@ -1,0 +1,174 @@
+"""Sentences as rectangles of ids: grouped by length, cut by a budget of tokens, padded, dealt to processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lit_transformer.interfaces import TranslationBatch
+from lit_transformer.vocabulary import PAD_ID
+
+Rows = list[int]  # positions of sentence pairs in their pool
+
+
+class Ragged:
+    """Many lists of ids of different lengths, kept in one array: small in memory, cheap to hand to a process.
+
+    Args:
+        rows: The lists of ids.
+
+    Example:
+        >>> Ragged([[5, 6, 7], [8]]).pad([1, 0])
+        tensor([[8, 0, 0],
+                [5, 6, 7]])
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        self.lengths = lengths
+        self._starts = np.concatenate(([0], np.cumsum(lengths)))
+        flat = (token for row in rows for token in row)
+        self._flat: npt.NDArray[np.int32] = np.fromiter(flat, dtype=np.int32, count=int(self._starts[-1]))
+
+    def __len__(self) -> int:
+        """Number of lists."""
+        return len(self.lengths)
+
+    def __getitem__(self, row: int) -> list[int]:
+        """One list of ids."""
+        ids: list[int] = self._flat[self._starts[row] : self._starts[row + 1]].tolist()
+        return ids
+
+    def pad(self, rows: Sequence[int]) -> Tensor:
+        """The chosen lists, padded on the right to the longest of them, ``(rows, longest)``."""
+        lengths = self.lengths[list(rows)]
+        padded = np.full((len(lengths), int(lengths.max(initial=0))), PAD_ID, dtype=np.int64)
+        for line, row in zip(padded, rows, strict=True):
+            start = self._starts[row]
+            line[: self.lengths[row]] = self._flat[start : start + self.lengths[row]]
+        return torch.from_numpy(padded)
+
+
+class TokenBudgetBatches:
+    """Cuts a pool of sentence pairs into batches of similar length within a budget of tokens.
+
+    A batch may hold ``max_tokens`` source positions and as many target positions, padding included. The budget is
+    checked before a pair is added, so it is never exceeded; a pair that is too large alone is left out. The
+    cuts come in random order, which depends only on the seed.
+
+    Source: Vaswani et al. 2017, section 5.1: "Sentence pairs were batched together by approximate sequence
+    length. Each training batch contained a set of sentence pairs containing approximately 25000 source tokens and
+    25000 target tokens."
+
+    Args:
+        max_tokens: Largest number of positions on each side of a batch, in tokens.
+        shuffle: Whether pairs of equal length and the finished batches are shuffled.
+
+    Raises:
+        ValueError: If ``max_tokens`` is below 1.
+
+    Example:
+        >>> batches = TokenBudgetBatches(max_tokens=6, shuffle=False)
+        >>> batches([2, 3, 9, 2], [2, 3, 2, 2], seed="1")
+        [[0, 3], [1]]
+    """
+
+    def __init__(self, max_tokens: int = 25_000, shuffle: bool = True) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
+        self.max_tokens, self.shuffle = max_tokens, shuffle
+
+    def __call__(self, src_lengths: Sequence[int], tgt_lengths: Sequence[int], seed: str) -> list[Rows]:
+        """The batches of a pool, each a list of positions in it.
+
+        Args:
+            src_lengths: Source length of each pair, in tokens.
+            tgt_lengths: Target length of each pair, in tokens.
+            seed: Decides the order of equals and of the batches.
+        """
+        random_source = random.Random(seed)
+        rows = [row for row in range(len(src_lengths)) if self.fits(src_lengths[row], tgt_lengths[row])]
+        if self.shuffle:
+            random_source.shuffle(rows)
+        rows = self.order(rows, src_lengths, tgt_lengths)
+        batches = self.cut(rows, src_lengths, tgt_lengths)
+        if self.shuffle:
+            random_source.shuffle(batches)
+        return batches
+
+    def cost(self, num_pairs: int, longest_src: int, longest_tgt: int) -> int:
+        """What a batch of this shape takes from the budget. Override this to count otherwise.
+
+        Args:
+            num_pairs: Sentence pairs in the batch.
+            longest_src: Length of its longest source sentence, in tokens.
+            longest_tgt: Length of its longest target sentence, in tokens.
+        """
+        return num_pairs * max(longest_src, longest_tgt)
+
+    def fits(self, src_length: int, tgt_length: int) -> bool:
+        """Whether a pair of these lengths fits into the budget at all."""
+        return self.cost(1, src_length, tgt_length) <= self.max_tokens
+
+    def order(self, rows: Rows, src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> Rows:
+        """The rows sorted so that neighbours have similar lengths; equals keep their order."""
+        return sorted(rows, key=lambda row: (max(src_lengths[row], tgt_lengths[row]), src_lengths[row]))
+
+    def cut(self, rows: Rows, src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> list[Rows]:
+        """Neighbouring rows put together as far as the budget allows."""
+        batches: list[Rows] = []
+        batch: Rows = []
+        src = tgt = 0
+        for row in rows:
+            wider_src, wider_tgt = max(src, src_lengths[row]), max(tgt, tgt_lengths[row])
+            if batch and self.cost(len(batch) + 1, wider_src, wider_tgt) > self.max_tokens:
+                batches.append(batch)
+                batch, wider_src, wider_tgt = [], src_lengths[row], tgt_lengths[row]
+            batch.append(row)
+            src, tgt = wider_src, wider_tgt
+        return [*batches, batch] if batch else batches
+
+
+def deal(batches: list[Rows], parts: int) -> list[Rows]:
+    """Splits a few batches into exactly ``parts``, halving the largest again and again; some may stay empty.
+
+    A part is always cut out of one batch, so it keeps within the budget.
+
+    Example:
+        >>> deal([[1, 2, 3, 4], [5]], 4)
+        [[1, 2], [3, 4], [5], []]
+    """
+    dealt = list(batches)
+    while len(dealt) < parts:
+        index, largest = max(enumerate(dealt), key=lambda item: len(item[1]), default=(0, []))
+        middle = (len(largest) + 1) // 2
+        if len(largest) < 2:
+            dealt.append([])
+        else:
+            dealt[index : index + 1] = [largest[:middle], largest[middle:]]
+    return dealt
+
+
+def collate(src: Ragged, tgt: Ragged, rows: Sequence[int]) -> TranslationBatch:
+    """The chosen sentence pairs as one padded batch."""
+    return TranslationBatch(src=src.pad(rows), tgt=tgt.pad(rows))
+
+
+def fill(src_lengths: Sequence[int], tgt_lengths: Sequence[int], batches: list[Rows]) -> float:
+    """Share of real tokens in the area of the batches, both sides counted; 1 means no padding.
+
+    Example:
+        >>> fill([1, 3], [1, 3], [[0, 1]])
+        0.6666666666666666
+    """
+    real = area = 0
+    for rows in batches:
+        for lengths in (src_lengths, tgt_lengths):
+            taken = [lengths[row] for row in rows]
+            real, area = real + sum(taken), area + len(taken) * max(taken)
+    return real / area if area else 1.0

@@ -1,0 +1,360 @@
+"""The data plug for Lightning: corpora in, batches out, and the exact place in the stream inside each checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
+
+from lit_transformer.data.batching import TokenBudgetBatches
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.evaluation import EvaluationBatches
+from lit_transformer.data.stream import (
+    Cursor,
+    LengthLimits,
+    MixedRows,
+    Pool,
+    PoolStream,
+    TrainingBatches,
+    batch_seed,
+    start_of,
+)
+from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.interfaces import SentencePair, TranslationBatch
+
+logger = logging.getLogger(__name__)
+
+Corpora = list[ParallelCorpus] | ParallelCorpus | None
+
+
+class TranslationDataModule(L.LightningDataModule):
+    """Streams sentence pairs as batches of token ids, and resumes exactly where a checkpoint was written.
+
+    Several training corpora are mixed in proportion to their sizes; each sentence comes once in an epoch. Rows are
+    read in pools; a pool is turned into ids, sorted by length, cut by the token budget and shuffled, all decided by
+    ``seed``. With ``trainer.max_steps`` alone the stream is endless; with ``max_epochs`` an epoch is one pass.
+    Every process makes the same steps on its own share, and validation, test and prediction see each sentence once.
+
+    The tokenizer is made from the training text if there is no file yet, and goes into every checkpoint.
+
+    Source: Vaswani et al. 2017, section 5.1.
+
+    Args:
+        train: Training text: one corpus or a list of them.
+        val: Text to validate on, read one after another.
+        test: Text to test on.
+        predict: Text to translate; it needs no target side.
+        vocab_size: Size of the target vocabulary, and of the source vocabulary if they are shared, in tokens.
+        src_vocab_size: Size of a source vocabulary of its own, in tokens; None shares one vocabulary.
+        tokenizer: Another recipe than shared byte-pair encoding, or a tokenizer that is trained already. Its sizes
+            must be those above.
+        tokenizer_path: File to take the tokenizer from, or to write it to; None means ``tokenizer.json`` in the
+            ``default_root_dir`` of the Trainer.
+        tokenizer_max_pairs: Sentence pairs of the training text that a new tokenizer is made from, at most.
+        max_tokens: Budget of a training batch on one process: that many source and that many target positions,
+            padding included, in tokens.
+        eval_max_tokens: The same for validation, test and prediction, in tokens.
+        max_length: Longest sentence in tokens with EOS. Longer ones are dropped from training, cut elsewhere.
+        max_length_ratio: Largest ratio of the two lengths of a training pair; None allows any.
+        pool_size: Rows that are sorted and shuffled together. More means less padding and more memory.
+        num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
+        shuffle: Whether the training batches come in random order.
+        seed: Decides the order of the training stream, and dropout.
+
+    Attributes:
+        dropped: Number of training rows left out since the start of this run, by reason: ``rejected`` by
+            ``read_row``, ``empty``, ``overlong`` or ``ratio``.
+
+    Raises:
+        ValueError: If an argument is out of range, or the sizes of ``tokenizer`` differ from those given.
+    """
+
+    def __init__(
+        self,
+        train: list[ParallelCorpus] | ParallelCorpus | None = None,
+        val: list[ParallelCorpus] | ParallelCorpus | None = None,
+        test: list[ParallelCorpus] | ParallelCorpus | None = None,
+        predict: list[ParallelCorpus] | ParallelCorpus | None = None,
+        vocab_size: int = 37_000,
+        src_vocab_size: int | None = None,
+        tokenizer: SubwordTokenizer | None = None,
+        tokenizer_path: str | None = None,
+        tokenizer_max_pairs: int = 2_000_000,
+        max_tokens: int = 25_000,
+        eval_max_tokens: int = 4096,
+        max_length: int = 256,
+        max_length_ratio: float | None = None,
+        pool_size: int = 32_000,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
+        self.corpora = {
+            "train": _listed(train),
+            "val": _listed(val),
+            "test": _listed(test),
+            "predict": _listed(predict),
+        }
+        self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
+        self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
+        self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
+        self.limits = LengthLimits(max_length, max_length_ratio)
+        self.pool_size, self.num_workers, self.shuffle, self.seed = pool_size, num_workers, shuffle, seed
+        self._check_numbers()
+        self._given = tokenizer is not None and tokenizer.is_trained
+        self._tokenizer = tokenizer or self._default_tokenizer()
+        self._check_sizes(self._tokenizer)
+        self.cursor: Cursor = start_of(0)
+        self.dropped: Counter[str] = Counter()
+
+    @property
+    def tokenizer(self) -> SubwordTokenizer:
+        """The tokenizer of all batches.
+
+        Raises:
+            MisconfigurationException: If there is none yet.
+        """
+        if not self._tokenizer.is_trained:
+            raise MisconfigurationException(
+                "there is no tokenizer yet: give ckpt_path, set tokenizer_path to a trained one, or run fit first"
+            )
+        return self._tokenizer
+
+    def build_batches(self, max_tokens: int, shuffle: bool) -> TokenBudgetBatches:
+        """What cuts pools into batches. Override this to use a subclass of ``TokenBudgetBatches``."""
+        return TokenBudgetBatches(max_tokens, shuffle)
+
+    def prepare_data(self) -> None:
+        """Makes the tokenizer, or checks the file of an earlier run; on one process of each machine."""
+        self._load_tokenizer()
+
+    def setup(self, stage: str) -> None:
+        """Loads the tokenizer on every process, and readies the stream for ``fit``."""
+        self._load_tokenizer()
+        if stage == "fit":
+            self.cursor, self.dropped = start_of(0), Counter()
+            trainer: Any = self._trainer  # Lightning does not annotate these attributes
+            others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
+            trainer.callbacks = [StreamPosition(self), *others]
+            if not self.corpora["val"]:
+                trainer.limit_val_batches = 0  # the only way to say so that Lightning takes without a warning
+
+    def train_dataloader(self) -> TrainingBatches:
+        """The endless stream, or one pass of it, from the cursor on."""
+        trainer = self._trainer
+        endless = trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
+        pools = PoolStream(
+            self._need("train"),
+            self.tokenizer,
+            self.build_batches(self.max_tokens, self.shuffle),
+            self.limits,
+            self.pool_size,
+            self.seed,
+            endless,
+        )
+        return TrainingBatches(
+            pools,
+            self._start,
+            trainer.global_rank,
+            trainer.world_size,
+            self.num_workers,
+            trainer.max_steps * trainer.accumulate_grad_batches if endless else None,
+            self._count,
+            trainer.strategy.root_device.type == "cuda",
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """The validation sentences."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """The test sentences."""
+        return self._evaluation("test")
+
+    def predict_dataloader(self) -> EvaluationBatches:
+        """The sentences to translate."""
+        return self._evaluation("predict")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the training stream, what it depends on, and the tokenizer; plain data."""
+        return {"cursor": self.cursor, "stream": self._stream_settings(), "tokenizer": self.tokenizer.to_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the tokenizer of a checkpoint; to resume ``fit`` also the place in the stream.
+
+        Raises:
+            CorpusError: If data or settings changed, so that the place has no meaning any more, or if a tokenizer was
+                given that is not the one of the checkpoint.
+        """
+        self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            self._check_stream(state["stream"])
+            self.cursor = state["cursor"]
+
+    @property
+    def _trainer(self) -> L.Trainer:
+        if self.trainer is None:
+            raise MisconfigurationException(
+                "TranslationDataModule needs a Trainer: call trainer.fit(model, datamodule)"
+            )
+        return self.trainer
+
+    def _start(self) -> Cursor:
+        overfit = self._trainer.overfit_batches  # type: ignore[attr-defined]
+        return start_of(0) if overfit else self.cursor  # overfitting repeats its first batches
+
+    def _need(self, part: str) -> list[ParallelCorpus]:
+        if not self.corpora[part]:
+            raise MisconfigurationException(f"no {part} corpus is given: set {part} of the data module")
+        return self.corpora[part]
+
+    def _evaluation(self, part: str) -> EvaluationBatches:
+        corpora = self._need(part)
+        blind = next((corpus for corpus in corpora if corpus.tgt is None), None)
+        if blind is not None and part != "predict":
+            raise CorpusError(f"{blind} has no target side, which {part} needs: set its tgt")
+        return EvaluationBatches(
+            corpora,
+            self.tokenizer,
+            self.build_batches(self.eval_max_tokens, True),
+            self.limits.max_length,
+            self.pool_size,
+            self._trainer.global_rank,
+            self._trainer.world_size,
+            part != "predict",
+        )
+
+    def _count(self, pool: Pool) -> None:
+        self.dropped.update(pool.dropped)
+        if pool.dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(pool.dropped.items()))
+            place = pool.cursor
+            logger.info("epoch %d, pool %d: dropped %s sentence pairs", place["epoch"], place["pool"], reasons)
+
+    def _default_tokenizer(self) -> SubwordTokenizer:
+        joint = self.src_vocab_size is None
+        return SubwordTokenizer(vocab_size=self.vocab_size, src_vocab_size=self.src_vocab_size, joint=joint)
+
+    def _check_numbers(self) -> None:
+        for name in ("max_tokens", "eval_max_tokens", "pool_size", "tokenizer_max_pairs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
+        if self.limits.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 to hold a token and EOS, got {self.limits.max_length}")
+        if self.limits.max_length > self.eval_max_tokens:
+            raise ValueError(
+                f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
+            )
+        if self.limits.max_length_ratio is not None and self.limits.max_length_ratio < 1:
+            raise ValueError(f"max_length_ratio must be at least 1, got {self.limits.max_length_ratio}")
+
+    def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
+        wanted = (self.src_vocab_size or self.vocab_size, self.vocab_size)
+        got = (tokenizer.src_vocab_size, tokenizer.vocab_size)
+        if got != wanted:
+            raise ValueError(
+                f"the tokenizer has {got[0]} source and {got[1]} target tokens, but the data module is set to "
+                f"{wanted[0]} and {wanted[1]}: make vocab_size and src_vocab_size agree"
+            )
+
+    def _load_tokenizer(self) -> None:
+        if self._tokenizer.is_trained:
+            return
+        path = Path(self.tokenizer_path or Path(self._trainer.default_root_dir) / "tokenizer.json")
+        if self._trainer.state.fn == "fit" and self.corpora["train"]:
+            self._tokenizer.train_or_load(path, self._training_pairs, self._text_fingerprint())
+        elif path.exists() and (self.tokenizer_path or self._trainer.ckpt_path is None):
+            found = SubwordTokenizer.load(path)
+            self._check_sizes(found)
+            self._tokenizer = found
+        elif self.tokenizer_path:
+            raise CorpusError(f"tokenizer_path={self.tokenizer_path!r} does not exist, and only fit can make it")
+
+    def _training_pairs(self) -> Iterable[SentencePair]:
+        return islice(self._mixed_pairs(), self.tokenizer_max_pairs)
+
+    def _mixed_pairs(self) -> Iterator[SentencePair]:
+        corpora = self.corpora["train"]
+        for _, parts in MixedRows(corpora, self.pool_size).pools(start_of(0)):
+            for number, rows in parts:
+                yield from filter(None, map(corpora[number].read_row, rows))
+
+    def _text_fingerprint(self) -> str:
+        content = [corpus.fingerprint() for corpus in self.corpora["train"]] + [str(self.tokenizer_max_pairs)]
+        return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
+
+    def _adopt(self, saved: SubwordTokenizer) -> None:
+        chosen = self._given or self.tokenizer_path is not None
+        if chosen and self._tokenizer.is_trained and self._tokenizer.fingerprint != saved.fingerprint:
+            raise CorpusError(
+                "the given tokenizer is not the one that the checkpoint was trained with: leave out tokenizer and "
+                "tokenizer_path to use the one inside the checkpoint"
+            )
+        self._check_sizes(saved)
+        self._tokenizer = saved
+
+    def _stream_settings(self) -> dict[str, Any]:
+        return {
+            "train": [corpus.fingerprint() for corpus in self.corpora["train"]],
+            "pool_size": self.pool_size,
+            "max_tokens": self.max_tokens,
+            "max_length": self.limits.max_length,
+            "max_length_ratio": self.limits.max_length_ratio,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
+
+    def _check_stream(self, saved: dict[str, Any]) -> None:
+        now = self._stream_settings()
+        changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
+        if changed:
+            raise CorpusError(
+                f"the checkpoint cannot be resumed because its place in the training stream is lost: "
+                f"{'; '.join(changed)}; restore the old setting or start a new run"
+            )
+
+
+class StreamPosition(Callback):
+    """Notes where the stream stands after each batch that was trained on, and seeds dropout by its number.
+
+    A data module cannot do that itself: what a loader has handed out is not yet trained on, and checkpoints are
+    written before the hooks of the module. The data module puts this callback in front of all others.
+
+    Args:
+        data: The data module to tell.
+    """
+
+    def __init__(self, data: TranslationDataModule) -> None:
+        self._data = data
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Makes dropout a function of seed, batch number and process, so that a resumed run repeats it."""
+        torch.manual_seed(batch_seed(self._data.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
+    ) -> None:
+        """Takes over the place that the batch carries."""
+        if batch.cursor is not None:
+            self._data.cursor = batch.cursor
+
+
+def _listed(corpora: Corpora) -> list[ParallelCorpus]:
+    if corpora is None:
+        return []
+    return [corpora] if isinstance(corpora, ParallelCorpus) else list(corpora)

@@ -1,0 +1,121 @@
+"""Batches for validation, test and prediction: every sentence once, with its text and its place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from lit_transformer.data.batching import Ragged, Rows, TokenBudgetBatches, collate, deal
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.interfaces import SentencePair, TranslationBatch
+from lit_transformer.vocabulary import EOS_ID
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationBatches:
+    """The batches of one process for validation, test or prediction: every sentence once, none left out.
+
+    Sentences of similar length stand together; ``indices`` tell their places in the corpora, one after another.
+    Processes take every ``world_size``-th batch, so their numbers of batches may differ by one.
+
+    Args:
+        corpora: What to read, one after another.
+        tokenizer: Makes the ids.
+        batches: Cuts a pool.
+        max_length: Longer sentences are cut to this, in tokens with EOS.
+        pool_size: Rows sorted together; corpora that fit into one pool are kept in memory.
+        rank: Number of this process.
+        world_size: Number of processes.
+        with_targets: Whether targets are encoded; prediction does without.
+    """
+
+    def __init__(
+        self,
+        corpora: Sequence[ParallelCorpus],
+        tokenizer: SubwordTokenizer,
+        batches: TokenBudgetBatches,
+        max_length: int = 256,
+        pool_size: int = 32_000,
+        rank: int = 0,
+        world_size: int = 1,
+        with_targets: bool = True,
+    ) -> None:
+        self.corpora, self.tokenizer, self.batches, self.max_length = list(corpora), tokenizer, batches, max_length
+        self.pool_size, self.rank, self.world_size, self.with_targets = pool_size, rank, world_size, with_targets
+        self._kept: list[TranslationBatch] | None = None
+        self._is_small: bool | None = None
+
+    def __len__(self) -> int:
+        """Number of batches of this process, if the corpora fit into one pool.
+
+        Raises:
+            TypeError: If they do not, as Lightning expects it.
+        """
+        self._look()
+        if self._kept is None:
+            raise TypeError("the length of corpora larger than a pool is not known")
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[TranslationBatch]:
+        """The batches of this process."""
+        self._look()
+        return iter(self._kept) if self._kept is not None else self._stream()
+
+    def _look(self) -> None:
+        if self._is_small is None:
+            pools = self._pools()
+            first = next(pools)
+            self._is_small = next(pools, None) is None
+            self._kept = self._mine(self._cut(*first), 0) if self._is_small else None
+
+    def _stream(self) -> Iterator[TranslationBatch]:
+        turn = 0
+        for first, pairs in self._pools():
+            batches = self._cut(first, pairs)
+            yield from self._mine(batches, turn)
+            turn += len(batches)
+
+    def _mine(self, batches: list[Callable[[], TranslationBatch]], turn: int) -> list[TranslationBatch]:
+        return [make() for number, make in enumerate(batches, turn) if number % self.world_size == self.rank]
+
+    def _pools(self) -> Iterator[tuple[int, list[SentencePair]]]:
+        first, pairs = 0, []
+        for corpus in self.corpora:
+            for pair in corpus:
+                pairs.append(pair)
+                if len(pairs) == self.pool_size:
+                    yield first, pairs
+                    first, pairs = first + len(pairs), []
+        if pairs:
+            yield first, pairs
+        elif first == 0:
+            raise CorpusError(f"there is no sentence pair in {', '.join(map(repr, self.corpora))}")
+
+    def _cut(self, first: int, pairs: list[SentencePair]) -> list[Callable[[], TranslationBatch]]:
+        src = Ragged(self._shortened(self.tokenizer.encode_src([pair.src for pair in pairs]), first, "source", 0))
+        texts = [pair.tgt for pair in pairs] if self.with_targets else []
+        tgt = Ragged(self._shortened(self.tokenizer.encode_tgt(texts), first, "target", 1) or [[]] * len(pairs))
+        lengths = src.lengths.tolist(), (tgt.lengths - 1).clip(0).tolist()
+        batches = self.batches(*lengths, seed=f"{first}")
+        if len(batches) < self.world_size and first == 0:
+            batches = deal(batches, self.world_size)
+        return [lambda rows=rows: _with_text(collate(src, tgt, rows), pairs, rows, first) for rows in batches if rows]
+
+    def _shortened(self, sentences: list[list[int]], first: int, side: str, extra: int) -> list[list[int]]:
+        longest = self.max_length + extra  # BOS is not counted
+        long = [number for number, ids in enumerate(sentences) if len(ids) > longest]
+        for number in long:
+            sentences[number] = [*sentences[number][: longest - 1], EOS_ID]
+        if long:
+            message = "%d %s sentences cut to max_length=%d tokens; the first is number %d"
+            logger.warning(message, len(long), side, self.max_length, first + long[0])
+        return sentences
+
+
+def _with_text(batch: TranslationBatch, pairs: list[SentencePair], rows: Rows, first: int) -> TranslationBatch:
+    batch.sources = [pairs[row].src for row in rows]
+    batch.references = [pairs[row].tgt for row in rows]
+    batch.indices = [first + row for row in rows]
+    return batch

@@ -1,0 +1,311 @@
+"""Line-aligned text files, plain or compressed: found by name, read line by line, broken ones reported by line."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+_BLOCK = 1 << 20  # bytes read at once
+_END = 64 * 1024  # bytes hashed at each end of a file
+
+State = dict[str, Any]
+Row = dict[str, Any]
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be read as asked; the message is one sentence made for the user."""
+
+
+class TextFiles:
+    r"""Two files whose lines are translations of each other, or one file of source lines.
+
+    Lines end at ``\n`` or ``\r\n`` and nowhere else; a byte order mark at the start is dropped.
+
+    Args:
+        src: The column name and the file of the source lines.
+        tgt: The same of the target lines, or None.
+
+    Raises:
+        CorpusError: When reading, if a file is missing, broken or not UTF-8, or their lines differ in number.
+    """
+
+    def __init__(self, src: tuple[str, str], tgt: tuple[str, str] | None = None) -> None:
+        self.columns = [src] if tgt is None else [src, tgt]
+
+    def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
+        """Rows ``{column: line}``, at most ``size`` at once, each time with the place that follows them."""
+        at = state or {"line": 0, "bytes": [0] * len(self.columns)}
+        readers = [
+            LineReader(path, at["line"], offset) for (_, path), offset in zip(self.columns, at["bytes"], strict=True)
+        ]
+        names = [name for name, _ in self.columns]
+        try:
+            while True:
+                columns = [reader.take(size) for reader in readers]
+                if len({len(lines) for lines in columns}) > 1:
+                    raise CorpusError(_unequal(readers))
+                if not columns[0]:
+                    return
+                rows = [dict(zip(names, lines, strict=True)) for lines in zip(*columns, strict=True)]
+                yield rows, {"line": readers[0].line, "bytes": [reader.bytes for reader in readers]}
+        finally:
+            for reader in readers:
+                reader.close()
+
+    def fingerprint(self) -> list[Any]:
+        """What identifies the text: name, size and both ends of each file."""
+        return [[name, *file_identity(path)] for name, path in self.columns]
+
+    def approximate_rows(self) -> int:
+        """The number of lines, estimated from the start of the first file."""
+        return approximate_lines(self.columns[0][1])
+
+
+class LineReader:
+    """Reads a text file a few lines at a time and knows where it stands.
+
+    Args:
+        path: A plain or compressed text file, or its address.
+        line: Lines already read.
+        offset: Bytes already read, counted after decompression.
+    """
+
+    def __init__(self, path: str, line: int = 0, offset: int = 0) -> None:
+        self.path, self.line, self.bytes = path, line, 0
+        try:
+            self._raw = open_raw(path)
+        except OSError as error:
+            raise CorpusError(f"cannot open {path}: {error.strerror or error}") from error
+        self._file = _decompressed(self._raw, path)
+        self._skip(offset)
+
+    def take(self, count: int) -> list[str]:
+        """The next ``count`` lines without their ends, fewer at the end of the file."""
+        lines = []
+        try:
+            for raw in islice(self._file, count):
+                self.bytes += len(raw)
+                lines.append(self._text(raw))
+        except _BROKEN as error:
+            raise CorpusError(f"{self.path} is broken after line {self.line}: {error}") from error
+        return lines
+
+    def count_rest(self) -> int:
+        """Number of lines in the whole file; reads on to its end."""
+        while self.take(100_000):
+            pass
+        return self.line
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._raw.close()
+
+    def _text(self, raw: bytes) -> str:
+        self.line += 1
+        try:
+            text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CorpusError(
+                f"{self.path} line {self.line} is not UTF-8 at byte {error.start + 1} of the line; convert the file"
+            ) from error
+        if self.line == 1:
+            text = text.removeprefix("\ufeff")
+        return text.removesuffix("\n").removesuffix("\r")
+
+    def _skip(self, offset: int) -> None:
+        if self._file is self._raw:
+            self._file.seek(offset)
+            self.bytes = offset
+        try:
+            while self.bytes < offset and (block := self._file.read(min(_BLOCK, offset - self.bytes))):
+                self.bytes += len(block)
+        except _BROKEN as error:
+            raise CorpusError(f"{self.path} is broken before line {self.line}: {error}") from error
+
+
+class _Inflated(io.RawIOBase):
+    """The bytes inside a compressed file; unlike most readers it notices a cut-off end in every format."""
+
+    def __init__(self, raw: BinaryIO, make_codec: Callable[[], Any]) -> None:
+        self._blocks, self._ready = _inflate(raw, make_codec), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._ready = memoryview(block)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
+class FilePair(NamedTuple):
+    """The source and the target file that belong together."""
+
+    src: str
+    tgt: str | None
+
+
+def find_aligned(prefix: str, src: str, tgt: str | None) -> FilePair | None:
+    """The files ``prefix.src`` and ``prefix.tgt``, each plain or compressed; None if there is no source file.
+
+    Raises:
+        CorpusError: If only one of the two exists.
+    """
+    found = [_with_any_ending(f"{prefix}.{lang}") for lang in (src, tgt) if lang is not None]
+    if not any(found):
+        return None
+    if None in found:
+        there, missing = (src, tgt) if found[0] else (tgt, src)
+        raise CorpusError(
+            f"found {prefix}.{there} but not {prefix}.{missing} (nor with {', '.join(COMPRESSED)}); "
+            "set src and tgt to the endings of the two files"
+        )
+    return FilePair(str(found[0]), str(found[1]) if tgt is not None else None)
+
+
+def expand(path: str) -> str:
+    """The path with ``~`` and ``$VARIABLES`` replaced.
+
+    Raises:
+        CorpusError: If a variable is not set.
+    """
+    full = os.path.expandvars(os.path.expanduser(path))
+    if "$" in full and not os.path.exists(full):
+        name = full[full.index("$") :].split("/")[0]
+        raise CorpusError(f"the path {path!r} uses {name}, which is not set: export it or write the path in full")
+    return full
+
+
+def is_address(path: str) -> bool:
+    """Whether ``path`` names something on a network rather than a local file."""
+    return "://" in path
+
+
+def open_raw(path: str) -> BinaryIO:
+    """The stored bytes of a file or of an address such as ``https://...`` or ``hf://...``."""
+    if not is_address(path):
+        return open(path, "rb")
+    import fsspec  # type: ignore[import-untyped]
+
+    file: BinaryIO = fsspec.open(path, "rb").open()
+    return file
+
+
+def file_identity(path: str) -> list[Any]:
+    """Name, size and a hash of both ends: stays the same when a file is copied, changes when it is edited."""
+    if is_address(path):
+        return [path]
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            digest = hashlib.sha256(file.read(_END))
+            file.seek(max(size - _END, 0))
+            digest.update(file.read(_END))
+    except OSError as error:
+        raise CorpusError(f"cannot open {path}: {error.strerror or error}") from error
+    return [Path(path).name, size, digest.hexdigest()]
+
+
+def approximate_lines(path: str) -> int:
+    """Number of lines, estimated from the first block; exact for a small file."""
+    if is_address(path):
+        return 1_000_000  # only proportions depend on it
+    try:
+        size = max(os.path.getsize(path), 1)
+        with open(path, "rb") as raw:
+            start = raw.read(_BLOCK)
+            codec = _codec(path)
+            text = start if codec is None else codec().decompress(start)
+    except _BROKEN as error:
+        raise CorpusError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    return max(1, text.count(b"\n") * size // max(len(start), 1))
+
+
+def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+    codec = _codec(path)
+    return raw if codec is None else io.BufferedReader(_Inflated(raw, codec), _BLOCK)
+
+
+def _codec(path: str) -> Callable[[], Any] | None:
+    ending = Path(path).suffix
+    if ending == ".gz":
+        return lambda: zlib.decompressobj(wbits=31)  # 31: with gzip's header and checksum
+    if ending == ".xz":
+        return lzma.LZMADecompressor
+    if ending == ".bz2":
+        return bz2.BZ2Decompressor
+    return _zstd(path) if ending == ".zst" else None
+
+
+def _zstd(path: str) -> Callable[[], Any]:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise CorpusError(f"reading {path} needs the extra 'zstd': pip install 'lit-transformer[zstd]'") from error
+
+    def make() -> Any:
+        codec = zstandard.ZstdDecompressor().decompressobj()
+        return _ZstdAsValueError(codec, zstandard.ZstdError)
+
+    return make
+
+
+class _ZstdAsValueError:
+    """A zstd decompressor whose errors are ordinary ones, so that readers need not know the package."""
+
+    def __init__(self, codec: Any, error: type[Exception]) -> None:
+        self._codec, self._error = codec, error
+
+    def decompress(self, data: bytes) -> bytes:
+        try:
+            result: bytes = self._codec.decompress(data)
+        except self._error as error:
+            raise OSError(str(error)) from error
+        return result
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._codec.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._codec.unused_data)
+
+
+def _inflate(raw: BinaryIO, make_codec: Callable[[], Any]) -> Iterator[bytes]:
+    codec = None
+    while chunk := raw.read(_BLOCK):
+        while chunk:
+            codec = codec or make_codec()
+            yield codec.decompress(chunk)
+            chunk = b""
+            if codec.eof:  # compressed files may be joined end to end, and padded with zeros
+                chunk, codec = codec.unused_data.lstrip(b"\0"), None
+    if codec is not None:
+        raise EOFError("the compressed data end too early, the file is cut off")
+
+
+def _with_any_ending(path: str) -> str | None:
+    return next((path + ending for ending in ("", *COMPRESSED) if os.path.isfile(path + ending)), None)
+
+
+def _unequal(readers: list[LineReader]) -> str:
+    counts = " and ".join(f"{reader.path} has {reader.count_rest()} lines" for reader in readers)
+    return f"{counts}, but line-aligned files must have as many: check that no line was lost or split"
+
+
+_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)

@@ -1,0 +1,351 @@
+"""Text to subword ids and back: learned from the corpus, lossless, and saved as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from filelock import FileLock, Timeout
+from tokenizers import Tokenizer
+
+from lit_transformer.data.subwords import ModelName, check_recipe, learn
+from lit_transformer.interfaces import SentencePair
+from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
+
+logger = logging.getLogger(__name__)
+
+_FORMAT, _VERSION = "lit_transformer.SubwordTokenizer", 1
+_VISIBLE = str.maketrans({" ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+
+
+class SubwordTokenizer:
+    """Turns sentences into ids of a learned vocabulary and ids back into sentences.
+
+    Text is brought to Unicode form NFC and cut into words that keep the space before them, so that decoding is
+    joining. PAD, UNK, BOS and EOS have their fixed ids, and no text can produce them: a typed ``</s>`` is five
+    ordinary characters. ``"bpe"`` and ``"unigram"`` spell characters that they did not learn as bytes, hence
+    ``decode(encode(text))`` is the NFC form of any text (of its lower case with ``lowercase``). ``"wordpiece"``
+    loses a word with a character never seen in training, or of more than 200 characters, and ``"word"`` loses
+    every word outside its vocabulary: both become ``<unk>``; all else, spaces included, comes back as it was.
+
+    Training twice on the same data gives the same vocabulary. (Unigram adds up in threads, so its scores are rounded;
+    two pieces equal to the last digit could still be chosen between by chance.)
+
+    Source: Vaswani et al. 2017, section 5.1: byte-pair encoding, one vocabulary of about 37,000 for both sides
+    (Sennrich et al. 2016). The word pieces there are those of Wu et al. 2016, section 4.1, which mark where a
+    word starts, as here, and not where it goes on.
+
+    Args:
+        model: How the vocabulary is learned: ``"bpe"``, ``"unigram"``, ``"wordpiece"`` or whole words, ``"word"``.
+        vocab_size: Number of target ids, special tokens and bytes counted. Every id is below it, also when a
+            small corpus fills only a part.
+        src_vocab_size: Number of source ids with ``joint: false``. Default: as many as ``vocab_size``.
+        joint: Whether both sides share one vocabulary.
+        lowercase: Whether upper case is given up; decoding cannot bring it back.
+        min_frequency: How often a piece must be seen to be learned, in occurrences. Unigram does not use it.
+        character_coverage: Part of the running text, counted in characters, whose characters get an id of their
+            own; the rarest rest is spelled in bytes. Without bytes, all characters get one as far as there is room.
+        byte_fallback: Whether 256 ids are kept for bytes; without them, characters not learned become UNK. Only
+            ``"bpe"`` and ``"unigram"`` can do that.
+
+    Raises:
+        ValueError: If an argument is out of range, or ``src_vocab_size`` differs from a joint ``vocab_size``.
+
+    Example:
+        >>> tokenizer = SubwordTokenizer(vocab_size=300)
+        >>> tokenizer.train([SentencePair("a cat", "eine Katze"), SentencePair("a dog", "ein Hund")])
+        >>> ids = tokenizer.encode_tgt(["ein </s>"])[0]
+        >>> tokenizer.pieces_tgt(ids)
+        ['<s>', '▁ein', '▁', '<0x3C>', '<0x2F>', '<0x73>', '<0x3E>', '</s>']
+        >>> tokenizer.decode(ids)
+        'ein </s>'
+    """
+
+    vocab_size: int
+    data_fingerprint: str | None
+
+    def __init__(
+        self,
+        model: ModelName = "bpe",
+        vocab_size: int = 37_000,
+        src_vocab_size: int | None = None,
+        joint: bool = True,
+        lowercase: bool = False,
+        min_frequency: int = 2,
+        character_coverage: float = 0.99999,
+        byte_fallback: bool = True,
+    ) -> None:
+        self.recipe: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
+        check_recipe(**self.recipe)
+        self.joint, self.lowercase = joint, lowercase
+        self.vocab_size, self._src_vocab_size = vocab_size, src_vocab_size or vocab_size
+        self.data_fingerprint = None
+        self._src: Tokenizer | None = None
+        self._tgt: Tokenizer | None = None
+
+    @property
+    def src_vocab_size(self) -> int:
+        """Number of source ids to make room for: every source id is below it."""
+        return self._src_vocab_size
+
+    @property
+    def tgt_vocab_size(self) -> int:
+        """Number of target ids to make room for, the same as ``vocab_size``."""
+        return self.vocab_size
+
+    @property
+    def num_src_tokens(self) -> int:
+        """Source ids in use, at most ``src_vocab_size``."""
+        return _ready(self._src).get_vocab_size()
+
+    @property
+    def num_tokens(self) -> int:
+        """Target ids in use, at most ``vocab_size``."""
+        return _ready(self._tgt).get_vocab_size()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there is a vocabulary to encode and decode with."""
+        return self._tgt is not None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of recipe and vocabulary: the same for tokenizers that give the same ids."""
+        learned = [json.loads(_ready(side).to_str())["model"] for side in (self._src, self._tgt)]
+        content = [self.recipe, *([model["vocab"], model.get("merges")] for model in learned)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def normalize(self, text: str) -> str:
+        """The form of ``text`` that decoding gives back: NFC, in lower case if the tokenizer is."""
+        return unicodedata.normalize("NFC", text.lower() if self.lowercase else text)
+
+    def train(self, pairs: Iterable[SentencePair], data_fingerprint: str | None = None) -> None:
+        """Learns the vocabulary from one pass over the pairs.
+
+        Args:
+            pairs: Sentence pairs; they are streamed, not kept in memory.
+            data_fingerprint: What names these data, kept beside the vocabulary.
+
+        Raises:
+            ValueError: If there are no pairs, or ``vocab_size`` is too small for the characters of the corpus.
+        """
+        if self.joint:
+            src = tgt = self._learn((text for pair in pairs for text in pair), self.vocab_size)
+        else:
+            with SpooledTemporaryFile(max_size=2**26, mode="w+", encoding="utf-8") as spool:
+                src = self._learn(_spool_targets(pairs, spool), self.src_vocab_size)
+                spool.seek(0)
+                tgt = self._learn((json.loads(line) for line in spool), self.vocab_size)
+        self._src, self._tgt, self.data_fingerprint = src, tgt, data_fingerprint
+        sizes = self.num_src_tokens, self.num_tokens
+        logger.info("trained a %s vocabulary: %d source and %d target tokens", self.recipe["model"], *sizes)
+
+    def train_or_load(
+        self, path: str | Path, make_pairs: Callable[[], Iterable[SentencePair]], data_fingerprint: str
+    ) -> bool:
+        """Takes the vocabulary from ``path`` if it fits, else trains it and saves it there.
+
+        It fits if the file was made by the same recipe from the same data. Of several processes that call this at
+        once one trains, under a lock on ``<path>.lock``, while the others wait and then load.
+
+        Args:
+            path: The JSON file to reuse or to write.
+            make_pairs: Opens the corpus; called only if training is necessary.
+            data_fingerprint: What names the data, such as a hash of files and settings.
+
+        Returns:
+            Whether this call trained.
+
+        Raises:
+            ValueError: If the file is there but is not a tokenizer of this package; it is not overwritten.
+        """
+        path = Path(path)
+        if self._load_if_fits(path, data_fingerprint):  # needs no right to write beside the file
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path):
+            if self._load_if_fits(path, data_fingerprint):
+                return False
+            self.train(make_pairs(), data_fingerprint)
+            self.save(path)
+        return True
+
+    def encode_src(self, texts: Sequence[str]) -> list[list[int]]:
+        """Source sentences as ids, each closed by EOS."""
+        return [[*ids, EOS_ID] for ids in self._encode(_ready(self._src), texts)]
+
+    def encode_tgt(self, texts: Sequence[str]) -> list[list[int]]:
+        """Target sentences as ids, each from BOS to EOS."""
+        return [[BOS_ID, *ids, EOS_ID] for ids in self._encode(_ready(self._tgt), texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Target ids as text; PAD, BOS, EOS and ids that no token uses are passed over."""
+        return self.decode_batch([ids])[0]
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Several rows of target ids as texts, as ``decode`` does for one."""
+        return _decode(_ready(self._tgt), rows, self.vocab_size)
+
+    def decode_src(self, ids: Sequence[int]) -> str:
+        """Source ids as text, as ``decode`` does for the target side."""
+        return _decode(_ready(self._src), [ids], self.src_vocab_size)[0]
+
+    def pieces_src(self, ids: Sequence[int]) -> list[str]:
+        """One readable string for each source id, for pictures and tables; ``▁`` stands for a space."""
+        return _pieces(_ready(self._src), ids, self.src_vocab_size)
+
+    def pieces_tgt(self, ids: Sequence[int]) -> list[str]:
+        """One readable string for each target id, for pictures and tables; ``▁`` stands for a space."""
+        return _pieces(_ready(self._tgt), ids, self.vocab_size)
+
+    def to_state(self) -> dict[str, Any]:
+        """Recipe and vocabulary as plain data, fit for JSON and for checkpoints loaded with ``weights_only=True``."""
+        sides = {"tgt": _ready(self._tgt).to_str()}
+        if not self.joint:
+            sides["src"] = _ready(self._src).to_str()
+        return {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "recipe": dict(self.recipe),
+            "data_fingerprint": self.data_fingerprint,
+            "tokenizers": sides,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> SubwordTokenizer:
+        """The tokenizer that ``to_state`` described.
+
+        Raises:
+            ValueError: If the state is not one of this class, or of a version that this release cannot read.
+        """
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"not the state of a SubwordTokenizer: expected format {_FORMAT!r} in it")
+        if state.get("version") != _VERSION:
+            raise ValueError(f"tokenizer state has version {state.get('version')!r}, this release reads {_VERSION}")
+        try:
+            tokenizer = cls(**state["recipe"])
+            tokenizer.data_fingerprint = state["data_fingerprint"]
+            tokenizer._tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
+            tokenizer._src = Tokenizer.from_str(state["tokenizers"]["src"]) if not tokenizer.joint else tokenizer._tgt
+        except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
+            raise ValueError(f"damaged tokenizer state: {error!r}") from error
+        return tokenizer
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file, all or nothing: a crash leaves the old file as it was."""
+        path = Path(path)
+        content = json.dumps(self.to_state(), ensure_ascii=False, indent=1)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            with draft.open("x", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SubwordTokenizer:
+        """The tokenizer that ``save`` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not JSON, not written by ``save``, or of another version.
+        """
+        try:
+            state = json.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no tokenizer at {path}: train one and save it there") from error
+        except ValueError as error:
+            raise ValueError(f"{path} is not a JSON file, expected one written by SubwordTokenizer.save") from error
+        try:
+            return cls.from_state(state)
+        except ValueError as error:
+            raise ValueError(f"cannot load the tokenizer {path}: {error}") from error
+
+    def _learn(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+        clean = (self.normalize(text) for text in texts)
+        names = ("model", "min_frequency", "character_coverage", "byte_fallback")
+        return learn(clean, vocab_size, **{name: self.recipe[name] for name in names})
+
+    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+        if isinstance(texts, str):
+            raise ValueError("texts must be a list of sentences, got one string; put it in a list")
+        clean = [self.normalize(text) for text in texts]
+        try:
+            encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        except TypeError as error:  # what `tokenizers` says of half a surrogate pair
+            raise ValueError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
+        return (encoding.ids for encoding in encodings)
+
+    def _load_if_fits(self, path: Path, data_fingerprint: str) -> bool:
+        if not path.exists():
+            logger.info("no tokenizer at %s yet", path)
+            return False
+        found = type(self).load(path)
+        if found.recipe != self.recipe:
+            changed = [name for name, value in self.recipe.items() if found.recipe.get(name) != value]
+            logger.warning("the tokenizer %s was made with another %s: training anew", path, ", ".join(changed))
+            return False
+        if found.data_fingerprint != data_fingerprint:
+            logger.warning("the tokenizer %s was made from other data: training anew", path)
+            return False
+        self._src, self._tgt, self.data_fingerprint = found._src, found._tgt, data_fingerprint
+        logger.info("reusing the tokenizer %s", path)
+        return True
+
+
+def _ready(side: Tokenizer | None) -> Tokenizer:
+    if side is None:
+        raise RuntimeError(
+            "this tokenizer has no vocabulary yet: call train or train_or_load, or use SubwordTokenizer.load"
+        )
+    return side
+
+
+def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:
+    """The source sides, while the target sides go to a temporary file for a second reading."""
+    for src, tgt in pairs:
+        spool.write(json.dumps(tgt) + "\n")
+        yield src
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock beside ``path``; the system lets go of it when a process dies, so it cannot be left behind."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("another process is training the tokenizer %s: waiting for it", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:
+    if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise ValueError(f"ids must lie between 0 and {vocab_size - 1}, got {min(ids)} to {max(ids)}")
+    return ids
+
+
+def _decode(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], vocab_size: int) -> list[str]:
+    spoken = [[i for i in _checked(row, vocab_size) if i not in (PAD_ID, BOS_ID, EOS_ID)] for row in rows]
+    return tokenizer.decode_batch(spoken, skip_special_tokens=False)
+
+
+def _pieces(tokenizer: Tokenizer, ids: Sequence[int], vocab_size: int) -> list[str]:
+    spellings = (tokenizer.id_to_token(i) for i in _checked(ids, vocab_size))
+    return [f"<{i}>" if piece is None else piece.translate(_VISIBLE) for i, piece in zip(ids, spellings, strict=True)]

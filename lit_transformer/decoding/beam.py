@@ -1,0 +1,318 @@
+"""Beam search, and the penalty that lets hypotheses of different lengths compete."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lit_transformer.decoding.search import next_log_probs, output_caps, require_extra_length, require_finite
+from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
+from lit_transformer.vocabulary import BOS_ID, EOS_ID
+
+
+def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
+    r"""What the log probability of a hypothesis is divided by: :math:`((5 + n) / 6)^\alpha`.
+
+    ``n`` counts the generated tokens, EOS included and BOS not: a hypothesis of EOS alone has ``n = 1`` and a
+    penalty of 1. A larger ``alpha`` favours longer translations, 0 ranks by log probability alone. (Marian,
+    fairseq and Hugging Face divide by :math:`n^\alpha` instead: their ``alpha`` is not this one.)
+
+    Source: Wu et al. 2016, equation 14; Vaswani et al. 2017, section 6.1 (alpha = 0.6).
+
+    Args:
+        length: Number of generated tokens ``n``, one number or a tensor of any shape.
+        alpha: Strength of the penalty, no unit.
+
+    Returns:
+        The penalty, of the kind and shape of ``length``.
+
+    Example:
+        >>> length_penalty(1, alpha=0.6)
+        1.0
+        >>> length_penalty(torch.tensor([1, 7, 19]), alpha=0.5)
+        tensor([1.0000, 1.4142, 2.0000])
+    """
+    penalty: float | Tensor = ((5 + length) / 6) ** alpha
+    return penalty
+
+
+class BeamSearch(Search):
+    """Translates by following the ``beam_size`` likeliest prefixes of each sentence side by side.
+
+    In each step the continuations of a sentence's open hypotheses are ranked by log probability. Those among the
+    best ``beam_size`` that end in EOS are finished; the best ``beam_size`` of the others stay open, so finishing
+    never narrows the beam. Finished hypotheses are ranked by ``score``. A sentence is done when ``is_finished``
+    says so, by default when no open hypothesis can still get among its ``n_best`` best; done sentences leave the
+    batch. At its cap (see :func:`output_caps`) a hypothesis can only be closed, with the log probability that the
+    network gives to EOS there: every hypothesis ends in EOS, and none is cut.
+
+    A beam of one is greedy search: there the first EOS ends the sentence.
+
+    To change the ranking or the stopping, override ``penalty``, ``score`` or ``is_finished``. A network may rely on
+    how states are selected: rows always come in groups of exactly ``beam_size`` for each open sentence, groups in
+    the order of the sentences, and a row is only ever replaced by one of its own group.
+
+    Source: Vaswani et al. 2017, section 6.1 (beam 4, alpha 0.6, input length + 50); Wu et al. 2016, section 7.
+
+    Args:
+        beam_size: Open hypotheses for each sentence.
+        length_penalty: The exponent alpha of :func:`length_penalty`; 0 ranks by log probability alone.
+        max_extra_length: Tokens that a translation may have more than its source.
+        n_best: Hypotheses to return for each sentence, at most ``beam_size``. Fewer come back only if fewer were
+            finished, as for a vocabulary of a few words.
+        allow_unknown: Whether UNK may be generated. PAD and BOS never are.
+        stop_early: Whether a sentence is done as soon as ``beam_size`` hypotheses are finished, as in fairseq
+            and CTranslate2: faster, but better ones may be missed.
+
+    Raises:
+        ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``length_penalty`` not
+            finite, or ``max_extra_length`` negative; in a search, if a row of the source holds nothing but padding
+            or the network gives no finite log probability.
+
+    Example:
+        >>> from lit_transformer.nn import Transformer
+        >>> network = Transformer(vocab_size=32, num_layers=1, d_model=16, d_ff=32, num_heads=2).eval()
+        >>> with torch.inference_mode():
+        ...     hypotheses = BeamSearch(n_best=2)(network, torch.tensor([[5, 6, 3], [7, 3, 0]]))
+        >>> [len(found) for found in hypotheses]
+        [2, 2]
+    """
+
+    def __init__(
+        self,
+        beam_size: int = 4,
+        length_penalty: float = 0.6,
+        max_extra_length: int = 50,
+        n_best: int = 1,
+        allow_unknown: bool = True,
+        stop_early: bool = False,
+    ) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size must be 1 or more, got {beam_size}")
+        if not 1 <= n_best <= beam_size:
+            raise ValueError(f"n_best must lie between 1 and beam_size={beam_size}, got {n_best}")
+        if not math.isfinite(length_penalty):
+            raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
+        require_extra_length(max_extra_length)
+        self.beam_size = beam_size
+        self.length_penalty = length_penalty
+        self.max_extra_length = max_extra_length
+        self.n_best = n_best
+        self.allow_unknown = allow_unknown
+        self.stop_early = stop_early
+
+    def penalty(self, length: int | Tensor) -> float | Tensor:
+        """The divisor for hypotheses of ``length`` tokens, EOS included; a number or a tensor, like ``length``."""
+        return length_penalty(length, self.length_penalty)
+
+    def score(self, log_prob: Float[Tensor, "*shape"], length: int | Tensor) -> Float[Tensor, "*shape"]:
+        """What finished hypotheses are ranked by, higher is better.
+
+        The default :meth:`is_finished` needs it to rise with ``log_prob``, and to rise or to fall with length all
+        the way.
+
+        Args:
+            log_prob: Sums of log probabilities, EOS included, in nats.
+            length: Tokens, EOS included, that the hypotheses have.
+        """
+        return log_prob / self.penalty(length)
+
+    def is_finished(
+        self,
+        open_log_prob: Float[Tensor, "B"],
+        finished_scores: Float[Tensor, "B N"],
+        num_finished: Int[Tensor, "B"],
+        length: int,
+        caps: Int[Tensor, "B"],
+    ) -> Bool[Tensor, "B"]:
+        """Decides which open sentences are done; those at their cap are done anyway.
+
+        By default a sentence is done when its likeliest open hypothesis cannot beat its ``n_best`` best finished
+        ones. Its log probability can only fall, so the most it can reach is today's, divided by the penalty of the
+        most favourable length left: the next one or the longest allowed.
+
+        Args:
+            open_log_prob: Log probability ``(B,)`` of the likeliest open hypothesis of each sentence.
+            finished_scores: Scores ``(B, n_best)`` of the best finished ones, best first; minus infinity where
+                there is none yet.
+            num_finished: How many ``(B,)`` have been finished, the worse ones included.
+            length: Tokens that the open hypotheses have.
+            caps: Tokens, EOS included, that each sentence may have ``(B,)``.
+
+        Returns:
+            True ``(B,)`` for sentences that are done.
+        """
+        if self.stop_early or self.beam_size == 1:
+            return num_finished >= self.beam_size
+        attainable = torch.maximum(self.score(open_log_prob, length + 1), self.score(open_log_prob, caps))
+        return attainable <= finished_scores[:, -1]
+
+    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
+        """The ``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, best first."""
+        caps = output_caps(network, src, self.max_extra_length)
+        if len(caps) == 0:
+            return []
+        beams = _Beams(self, caps)
+        state = network.start(src).select(beams.sentences.repeat_interleave(self.beam_size))
+        while True:
+            logits, state = network.step(beams.tokens.flatten(), state)
+            rows = beams.advance(logits)
+            if len(rows) == 0:
+                return require_finite(beams.hypotheses())
+            state = state.select(rows)
+
+
+class _Finished(NamedTuple):
+    """The best finished hypotheses of each sentence, best first; minus infinity stands for an empty place.
+
+    Attributes:
+        scores: What they are ranked by ``(B, N)``.
+        log_probs: Their log probabilities ``(B, N)``, EOS included.
+        lengths: Their lengths ``(B, N)`` in tokens, EOS included.
+        slots: The place in the beam ``(B, N)`` of their last token before EOS.
+    """
+
+    scores: Float[Tensor, "B N"]
+    log_probs: Float[Tensor, "B N"]
+    lengths: Int[Tensor, "B N"]
+    slots: Int[Tensor, "B N"]
+
+    @classmethod
+    def nothing(cls, like: Int[Tensor, "B"], n_best: int) -> _Finished:
+        """Empty places for as many sentences as ``like`` ``(B,)`` has entries."""
+        numbers = like.new_zeros(len(like), n_best)
+        scores = torch.full_like(numbers, -float("inf"), dtype=torch.float32)
+        return cls(scores, scores.clone(), numbers, numbers.clone())
+
+    def merge(self, other: _Finished) -> _Finished:
+        """The best of both, as many as before; the older one wins a tie."""
+        scores = torch.cat((self.scores, other.scores), dim=1)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.scores.size(1)]
+        return _Finished(*(torch.cat(pair, dim=1).gather(1, order) for pair in zip(self, other, strict=True)))
+
+
+class _Beams:
+    """The open and finished hypotheses of one batch on its way through the search.
+
+    Prefixes are never copied: each step writes one token and one back-pointer for each place in the beam, and
+    ``hypotheses`` walks back through them once at the end.
+
+    Args:
+        search: Whose settings and decisions apply.
+        caps: Tokens, EOS included, that each sentence may have ``(B,)``.
+    """
+
+    def __init__(self, search: BeamSearch, caps: Int[Tensor, "B"]) -> None:
+        self.search = search
+        self.length = 0
+        self.sentences = torch.arange(len(caps), device=caps.device)  # open ones, by row of the source
+        self.caps = caps
+        self.shortest_cap = int(caps.min())
+        self.tokens = caps.new_full((len(caps), search.beam_size), BOS_ID)
+        self.log_probs = torch.full_like(self.tokens, -float("inf"), dtype=torch.float32)
+        self.log_probs[:, 0] = 0.0  # all places hold BOS: only one may be continued
+        self.finished = _Finished.nothing(caps, search.n_best)
+        self.num_finished = torch.zeros_like(caps)
+        self.results = _Finished.nothing(caps, search.n_best)
+        shape = (int(caps.max()), *self.tokens.shape)
+        self.all_tokens = caps.new_full(shape, EOS_ID)
+        self.all_parents = caps.new_zeros(shape)
+
+    def advance(self, logits: Float[Tensor, "R V"]) -> Int[Tensor, "R2"]:
+        """Takes one step with scores ``(R, V)``; returns the rows that go on, none when all is done."""
+        self.length += 1
+        log_probs, parents, tokens = self._candidates(logits)
+        is_eos = tokens == EOS_ID
+        self._finish(log_probs, parents, is_eos)
+        self._continue(log_probs, parents, tokens, is_eos)
+        done = self.search.is_finished(
+            self.log_probs[:, 0], self.finished.scores, self.num_finished, self.length, self.caps
+        )
+        rows = self.parents + self.search.beam_size * torch.arange(len(done), device=done.device).unsqueeze(1)
+        done = done | (self.caps == self.length)
+        if done.any():
+            rows = rows[self._dismiss(done)]
+        return rows.flatten()
+
+    def _candidates(
+        self, logits: Float[Tensor, "R V"]
+    ) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B C"], Int[Tensor, "B C"]]:
+        """Log probability, parent and token of the best continuations, each ``(B, C)``, best first.
+
+        ``C`` is twice the beam: at most ``beam_size`` of them end in EOS, so enough are left to stay open.
+        """
+        beam_size = self.search.beam_size
+        at_cap = None
+        if self.length >= self.shortest_cap:
+            at_cap = (self.caps == self.length).repeat_interleave(beam_size)
+        next_ones = next_log_probs(logits, at_cap, self.search.allow_unknown)
+        width = min(2 * beam_size, next_ones.size(1))
+        best = next_ones.topk(width, dim=1)  # of each row; the best of the sentence are among them
+        totals = self.log_probs.unsqueeze(2) + best.values.view(-1, beam_size, width)
+        log_probs, places = totals.flatten(1).topk(2 * beam_size, dim=1)
+        return log_probs, places // width, best.indices.view(-1, beam_size * width).gather(1, places)
+
+    def _finish(
+        self, log_probs: Float[Tensor, "B C"], parents: Int[Tensor, "B C"], is_eos: Bool[Tensor, "B C"]
+    ) -> None:
+        """Files the candidates ``(B, C)`` that are closed and rank within the beam."""
+        beam_size = self.search.beam_size
+        closed = log_probs[:, :beam_size].masked_fill(~is_eos[:, :beam_size], -float("inf"))
+        slots = parents[:, :beam_size]
+        scores = self.search.score(closed, self.length)
+        self.finished = self.finished.merge(_Finished(scores, closed, torch.full_like(slots, self.length), slots))
+        self.num_finished = self.num_finished + (closed > -float("inf")).sum(dim=1)
+
+    def _continue(
+        self,
+        log_probs: Float[Tensor, "B C"],
+        parents: Int[Tensor, "B C"],
+        tokens: Int[Tensor, "B C"],
+        is_eos: Bool[Tensor, "B C"],
+    ) -> None:
+        """Fills the beam with the best candidates ``(B, C)`` that are not closed."""
+        best = log_probs.masked_fill(is_eos, -float("inf")).topk(self.search.beam_size, dim=1)
+        self.log_probs = best.values
+        self.parents = parents.gather(1, best.indices)
+        # Where fewer continuations exist than places, dead ones fill the beam: show the network no PAD there.
+        self.tokens = tokens.gather(1, best.indices).masked_fill(best.values == -float("inf"), EOS_ID)
+        self.all_tokens[self.length - 1, self.sentences] = self.tokens
+        self.all_parents[self.length - 1, self.sentences] = self.parents
+
+    def _dismiss(self, done: Bool[Tensor, "B"]) -> Int[Tensor, "B2"]:
+        """Stores the results of the sentences that are done ``(B,)``; returns the places of the others."""
+        leave, stay = done.nonzero().squeeze(1), (~done).nonzero().squeeze(1)
+        for target, values in zip(self.results, self.finished, strict=True):
+            target[self.sentences[leave]] = values[leave]
+        self.finished = _Finished(*(values[stay] for values in self.finished))
+        self.sentences, self.caps, self.num_finished = self.sentences[stay], self.caps[stay], self.num_finished[stay]
+        self.tokens, self.log_probs = self.tokens[stay], self.log_probs[stay]
+        self.shortest_cap = int(self.caps.min()) if len(self.caps) else 0
+        return stay
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """The finished hypotheses of all sentences, once they are done."""
+        scores, log_probs, lengths, _ = (field.tolist() for field in self.results)
+        tokens = self._walk_back().tolist()
+        return [
+            [
+                Hypothesis(tokens[row][rank][: length - 1], log_probs[row][rank], scores[row][rank])
+                for rank, length in enumerate(row_lengths)
+                if length > 0 and log_probs[row][rank] != -float("inf")
+            ]
+            for row, row_lengths in enumerate(lengths)
+        ]
+
+    def _walk_back(self) -> Int[Tensor, "B N L"]:
+        """Tokens ``(B, N, L)`` of the results, followed from their last places to the front."""
+        slots, last = self.results.slots, self.results.lengths - 2  # position of the last token before EOS
+        output = self.all_tokens.new_full((*slots.shape, self.length), EOS_ID)
+        for position in reversed(range(self.length)):
+            inside = position <= last
+            output[:, :, position] = self.all_tokens[position].gather(1, slots)
+            slots = torch.where(inside, self.all_parents[position].gather(1, slots), slots)
+        return output

@@ -1,0 +1,176 @@
+"""The shapes of the plugs: what a batch, a network, a decoder state and a hypothesis must offer.
+
+Dimension letters mean the same everywhere: ``B`` batch, ``S`` source length, ``T`` target length,
+``D`` model width, ``H`` heads, ``K`` width of a head, ``V`` vocabulary, ``R`` rows in search (sentences
+times beam), ``L`` length of a hypothesis.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lit_transformer.vocabulary import PAD_ID
+
+
+class InputError(ValueError):
+    """Something the user can mend: a file, a row, a setting. Its message is one clear sentence.
+
+    The command line prints the message alone; a program can catch it like any ``ValueError``.
+    """
+
+
+class SentencePair(NamedTuple):
+    """One sentence and its translation, as raw text."""
+
+    src: str
+    tgt: str
+
+
+@dataclass
+class TranslationBatch:
+    """Sentence pairs as token ids, padded on the right, with the raw text that scores need.
+
+    The target is stored once, from BOS to EOS. The shift by one position that teacher forcing needs
+    (section 3.1 of the paper: "output embeddings are offset by one position") lives here and nowhere else.
+
+    Args:
+        src: Source ids ``(B, S)``, each row closed by EOS.
+        tgt: Target ids ``(B, T + 1)``, each row from BOS to EOS. Empty ``(B, 0)`` if there is no target.
+        sources: Raw source sentences, ``B`` of them; left empty in training.
+        references: Raw target sentences, ``B`` of them; left empty in training.
+        indices: Running numbers of the sentences in their corpus, ``B`` of them.
+        cursor: Where the stream stands once this batch has been trained on; plain data.
+    """
+
+    src: Int[Tensor, "B S"]
+    tgt: Int[Tensor, "B T1"]
+    sources: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    cursor: dict[str, Any] | None = None
+
+    @property
+    def tgt_input(self) -> Int[Tensor, "B T"]:
+        """What the decoder reads: the target without its last position, ``(B, T)``."""
+        return self.tgt[:, :-1]
+
+    @property
+    def labels(self) -> Int[Tensor, "B T"]:
+        """What the decoder should say: the target without its first position, ``(B, T)``."""
+        return self.tgt[:, 1:]
+
+    @property
+    def num_labels(self) -> Int[Tensor, ""]:
+        """Real target tokens to predict (EOS counted, padding not), a scalar tensor."""
+        return (self.labels != PAD_ID).sum()
+
+    def __len__(self) -> int:
+        """Number of sentence pairs, ``B``."""
+        return self.src.size(0)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TranslationBatch:
+        """The same batch with its tensors on ``device``."""
+        return replace(
+            self,
+            src=self.src.to(device, non_blocking=non_blocking),
+            tgt=self.tgt.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> TranslationBatch:
+        """The same batch in page-locked memory, so that the copy to a GPU can overlap with work."""
+        return replace(self, src=self.src.pin_memory(), tgt=self.tgt.pin_memory())
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One translation that a search proposes.
+
+    Args:
+        tokens: Target ids without BOS and EOS.
+        log_prob: Sum of the log probabilities of the tokens and of EOS, in nats.
+        score: What hypotheses are ranked by: ``log_prob`` divided by the length penalty.
+    """
+
+    tokens: list[int]
+    log_prob: float
+    score: float
+
+
+class DecoderState(ABC):
+    """What a network remembers between two decoding steps, one row for each open hypothesis."""
+
+    @abstractmethod
+    def select(self, rows: Int[Tensor, "R"]) -> DecoderState:
+        """The state of the given rows, in that order: repeats, reorders and drops alike.
+
+        The old state must not be used any more, so an implementation may work in place.
+        """
+
+
+class TranslationNetwork(nn.Module, ABC):
+    """A network that maps source ids and a target prefix to scores for the next token.
+
+    Any subclass can be trained by ``LitTransformer`` and decoded by any ``Search``. The arguments of its
+    constructor are recorded, so that a checkpoint can say how to build it again: keep them plain data
+    (numbers, strings, booleans, lists, dicts).
+
+    ``vocab_size`` is the number of target tokens that it scores, ``max_length`` the longest sequence that it
+    can represent in tokens, or None if there is no bound.
+    """
+
+    vocab_size: int
+    max_length: int | None = None
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> TranslationNetwork:
+        """Records the constructor's arguments, defaults included, before the constructor runs."""
+        network = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        try:
+            bound = signature.bind(network, *args, **kwargs)
+        except TypeError:  # copy and pickle make an empty object first; wrong arguments fail in __init__
+            return network
+        bound.apply_defaults()
+        values = dict(bound.arguments)
+        values.pop(next(iter(signature.parameters)))
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                values.update(values.pop(name))
+        object.__setattr__(network, "init_args", values)
+        return network
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """How to build this network again: its class by import path and its arguments."""
+        cls = type(self)
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(self.init_args)}
+
+    @abstractmethod
+    def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Scores (logits) ``(B, T, V)`` of each next target token, all positions at once."""
+
+    @abstractmethod
+    def start(self, src: Int[Tensor, "B S"]) -> DecoderState:
+        """Reads the source once; the state has one row for each source sentence."""
+
+    @abstractmethod
+    def step(self, tokens: Int[Tensor, "R"], state: DecoderState) -> tuple[Float[Tensor, "R V"], DecoderState]:
+        """Scores ``(R, V)`` of the token that follows ``tokens``, and the state that remembers them."""
+
+
+class Search(ABC):
+    """A way to turn a network's scores into translations."""
+
+    @abstractmethod
+    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
+        """Hypotheses for each of the ``B`` source sentences, best first.
+
+        The caller switches off training mode and gradients.
+        """

@@ -1,0 +1,85 @@
+"""The label-smoothed loss over the vocabulary, without ever keeping all the logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 20  # logits held at a time: 4 MiB in float32, which stays in the caches of a CPU
+
+
+class SmoothedLoss(NamedTuple):
+    """A loss and what it would be without label smoothing, both means per token, in nats."""
+
+    loss: Tensor
+    nll: Tensor
+
+
+def smoothed_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, smoothing: float = 0.0) -> SmoothedLoss:
+    """Cross-entropy of ``features @ weight.T`` against labels, a few rows at a time.
+
+    Equal to ``CrossEntropyLoss(label_smoothing=smoothing)`` of the logits. The logits of a large vocabulary need
+    more memory and time than the rest of a small model; here each chunk's gradient is formed while the chunk is
+    still in the cache, and only gradients of the size of ``features`` and ``weight`` are kept.
+
+    Source: Vaswani et al. 2017, sections 3.4 (output layer) and 5.4 (label smoothing).
+
+    Args:
+        features: What the decoder says of each real target token, ``(N, D)``.
+        weight: The output layer, ``(V, D)``.
+        labels: The right tokens, ``(N,)``, none of them padding.
+        smoothing: Probability taken from the right token and spread over the vocabulary.
+
+    Returns:
+        The loss, which carries the gradient, and the negative log-likelihood without smoothing, which does not.
+        Both are 0 if there is no label.
+
+    Example:
+        >>> features, weight = torch.zeros(3, 4), torch.zeros(8, 4)
+        >>> smoothed_cross_entropy(features, weight, torch.tensor([5, 6, 7])).loss.exp()
+        tensor(8.0000)
+    """
+    return SmoothedLoss(*_ChunkedCrossEntropy.apply(features, weight, labels, smoothing))
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        dtype = torch.get_autocast_dtype(features.device.type) if _autocast(features) else weight.dtype
+        x, w = features.to(dtype), weight.to(dtype)
+        total = features.new_zeros(2, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+        wants_gradient = any(ctx.needs_input_grad[:2])
+        d_features = torch.empty_like(x) if wants_gradient else x
+        d_weight = torch.zeros_like(weight, dtype=total.dtype) if wants_gradient else weight
+        rows = max(1, _CHUNK_ELEMENTS // len(weight))
+        for start in range(0, len(labels), rows):
+            chunk, target = x[start : start + rows], labels[start : start + rows, None]
+            log_probs = (chunk @ w.T).to(total.dtype).log_softmax(-1)  # (rows, V)
+            nll = -log_probs.gather(1, target).sum()
+            total += torch.stack((nll, -log_probs.sum() / len(weight)))
+            if wants_gradient:
+                gradient = _logit_gradient(log_probs, target, smoothing, len(labels)).to(dtype)
+                torch.mm(gradient, w, out=d_features[start : start + rows])
+                d_weight += gradient.T @ chunk  # summed over chunks in full precision
+        ctx.save_for_backward(d_features, d_weight)
+        nll, uniform = total / max(1, len(labels))
+        ctx.mark_non_differentiable(nll)
+        return (1 - smoothing) * nll + smoothing * uniform, nll
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_features, d_weight = ctx.saved_tensors
+        return (gradients[0] * d_features), (gradients[0] * d_weight), None, None
+
+
+def _autocast(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
+
+
+def _logit_gradient(log_probs: Tensor, target: Tensor, smoothing: float, num_labels: int) -> Tensor:
+    """Turns log probabilities ``(rows, V)`` into the mean loss's gradient by the logits, in place."""
+    gradient = log_probs.exp_().sub_(smoothing / log_probs.size(1))
+    gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
+    return gradient.div_(max(1, num_labels))

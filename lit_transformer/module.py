@@ -1,0 +1,213 @@
+"""LitTransformer: training, validation and translation steps around any translation network."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import Any, TypeGuard
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
+from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
+from lit_transformer.nn import Transformer
+from lit_transformer.vocabulary import PAD_ID
+
+_REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
+
+
+def paper_adam(parameters: Any) -> torch.optim.Optimizer:
+    """Adam as in section 5.3 of the paper: beta1 0.9, beta2 0.98, epsilon 1e-9.
+
+    The rate is the paper's peak for the base model, ``(512 * 4000) ** -0.5``; ``InverseSqrtWarmup`` scales it.
+    """
+    return torch.optim.Adam(parameters, lr=(512 * 4000) ** -0.5, betas=(0.9, 0.98), eps=1e-9)
+
+
+def _ends_in_a_product(network: TranslationNetwork) -> TypeGuard[Transformer]:
+    """Whether logits are features times a matrix, as in our network unless a subclass changes just that."""
+    own = (Transformer.forward, Transformer.project)
+    return isinstance(network, Transformer) and (type(network).forward, type(network).project) == own
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value can go into a checkpoint that loads without running code."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+class LitTransformer(L.LightningModule):
+    """Trains a translation network and translates with it.
+
+    Knows token ids only: text belongs to the data module, and callbacks join the two. Logs ``train/loss``,
+    ``train/perplexity``, ``train/tokens_per_second``, ``val/loss``, ``val/perplexity``, ``test/loss`` and
+    ``test/perplexity``. Losses are means over real target tokens; perplexity is the exponential of the loss
+    without smoothing, per token.
+
+    Source: Vaswani et al. 2017, sections 5.3 (optimizer) and 5.4 (label smoothing).
+
+    Args:
+        network: What is trained: any ``TranslationNetwork``.
+        label_smoothing: Probability taken from the right token and spread over the vocabulary. Ignored where
+            ``criterion`` is given.
+        optimizer: Makes the optimizer from the parameters; its learning rate is the peak of the warm-up. The
+            default is the paper's Adam.
+        search: How ``generate`` and ``predict`` decode. The default is the paper's beam search.
+        criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
+
+    Raises:
+        ValueError: If ``label_smoothing`` is not in [0, 1).
+
+    Example:
+        >>> from lit_transformer import Transformer
+        >>> module = LitTransformer(Transformer(vocab_size=16, num_layers=1, d_model=8, d_ff=16, num_heads=2))
+        >>> hypotheses = module.generate(torch.tensor([[5, 6, 3]]))
+        >>> len(hypotheses), len(hypotheses[0])
+        (1, 1)
+    """
+
+    def __init__(
+        self,
+        network: TranslationNetwork,
+        label_smoothing: float = 0.1,
+        optimizer: OptimizerCallable = paper_adam,
+        search: Search | None = None,
+        criterion: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        self._remember_arguments(network)
+        self.network = network
+        self.criterion = criterion
+        self.label_smoothing = label_smoothing
+        self.optimizer = optimizer
+        self.search = search or BeamSearch()
+        self.val_loss, self.val_nll = MeanMetric(), MeanMetric()
+        self.test_loss, self.test_nll = MeanMetric(), MeanMetric()
+        self._log_every = 1
+        self._tokens: list[Tensor] = []
+        self._clock = 0.0
+
+    def _remember_arguments(self, network: TranslationNetwork) -> None:
+        """Keeps the constructor's plain arguments for checkpoints, the network as its class path and arguments.
+
+        Built from YAML or by hand, the checkpoint is the same: it loads with ``weights_only=True`` and
+        ``load_from_checkpoint`` needs nothing else. Live objects (a criterion made in Python) are left out.
+        """
+        with warnings.catch_warnings():  # Lightning advises against modules among them, which go in the next line
+            warnings.simplefilter("ignore", UserWarning)
+            self.save_hyperparameters(ignore=["network"])
+        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+            del self.hparams[name]
+        if _is_plain(network.spec):
+            self.save_hyperparameters({"network": network.spec, "_instantiator": _REBUILD})
+
+    def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+        """Logits ``(B, T, V)`` of the next token at each position of ``tgt_input`` ``(B, T)``."""
+        logits: Tensor = self.network(src, tgt_input)
+        return logits
+
+    def compute_loss(self, batch: TranslationBatch) -> SmoothedLoss:
+        """The loss to minimise and the negative log-likelihood without smoothing, both means per real token.
+
+        Override it to train on something else. A batch without a single label has loss 0.
+        """
+        real = batch.labels != PAD_ID
+        labels = batch.labels[real]  # (N,)
+        if self.criterion is None and _ends_in_a_product(self.network):
+            features = self.network.features(batch.src, batch.tgt_input)[real]  # (N, D)
+            return smoothed_cross_entropy(features, self.network.projection.weight, labels, self.label_smoothing)
+        logits = self(batch.src, batch.tgt_input)[real].float()  # (N, V)
+        if not len(labels):
+            return SmoothedLoss(logits.sum(), logits.sum().detach())
+        nll = F.cross_entropy(logits.detach(), labels)
+        criterion = self.criterion or nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
+        return SmoothedLoss(criterion(logits, labels), nll)
+
+    def on_train_start(self) -> None:
+        """Notes how often the trainer logs."""
+        self._log_every = self.trainer.log_every_n_steps
+
+    def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
+        """One step of teacher forcing; returns the loss."""
+        loss, nll = self.compute_loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/perplexity", nll.exp(), batch_size=len(batch))
+        self._log_speed(batch)
+        return loss
+
+    def _log_speed(self, batch: TranslationBatch) -> None:
+        """Logs real source and target tokens per second, over the steps since the last logged one."""
+        self._tokens.append((batch.src != PAD_ID).sum() + batch.num_labels)
+        if (self.global_step + 1) % self._log_every:
+            return
+        tokens, now = int(torch.stack(self._tokens).sum()), time.perf_counter()
+        if self._clock:
+            speed = tokens * self.trainer.world_size / (now - self._clock)
+            self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
+        self._tokens, self._clock = [], now
+
+    def on_validation_start(self) -> None:
+        """Leaves the time that validation takes out of the training speed."""
+        self._tokens, self._clock = [], 0.0
+
+    def validation_step(self, batch: TranslationBatch, batch_idx: int) -> None:
+        """Adds a batch to the validation loss."""
+        self._evaluate(batch, self.val_loss, self.val_nll)
+
+    def test_step(self, batch: TranslationBatch, batch_idx: int) -> None:
+        """Adds a batch to the test loss."""
+        self._evaluate(batch, self.test_loss, self.test_nll)
+
+    def _evaluate(self, batch: TranslationBatch, loss_mean: MeanMetric, nll_mean: MeanMetric) -> None:
+        loss, nll = self.compute_loss(batch)
+        loss_mean.update(loss, weight=batch.num_labels)
+        nll_mean.update(nll, weight=batch.num_labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over the whole validation set, all processes together."""
+        self._log_means("val", self.val_loss, self.val_nll)
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the mean over the whole test set, all processes together."""
+        self._log_means("test", self.test_loss, self.test_nll)
+
+    def _log_means(self, stage: str, loss_mean: MeanMetric, nll_mean: MeanMetric) -> None:
+        self.log(f"{stage}/loss", loss_mean.compute(), rank_zero_only=False, prog_bar=stage == "val")
+        self.log(f"{stage}/perplexity", nll_mean.compute().exp(), prog_bar=stage == "val")
+        loss_mean.reset()
+        nll_mean.reset()
+
+    def predict_step(self, batch: TranslationBatch, batch_idx: int) -> list[list[Hypothesis]]:
+        """Hypotheses for each sentence of the batch, best first."""
+        return self.generate(batch.src)
+
+    def generate(self, src: Tensor, search: Search | None = None) -> list[list[Hypothesis]]:
+        """Translates source ids ``(B, S)``: hypotheses for each sentence, best first.
+
+        Args:
+            src: Source ids, each row closed by EOS and padded on the right.
+            search: Used instead of the module's own search.
+        """
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                return (search or self.search)(self.network, src)
+        finally:
+            self.network.train(was_training)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over all parameters; the schedule is a callback's business."""
+        return self.optimizer(self.parameters())

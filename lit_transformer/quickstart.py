@@ -1,0 +1,71 @@
+"""The quickstart: fit, test, a few translations and the attention picture, one after the other."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from lit_transformer.commands import CommandParser, command_parser
+from lit_transformer.interfaces import InputError
+
+SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
+
+
+def config_file(name: str) -> Path:
+    """A configuration that comes with the package, from the installed package or from the source tree.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    here = Path(__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"the configuration {name} is not installed; reinstall lit-transformer")
+
+
+def quickstart_parser() -> CommandParser:
+    """The options of ``quickstart``."""
+    parser = command_parser(
+        "quickstart",
+        "Trains a small English-Korean Transformer on the embedded teaching corpus, scores it on sentences\n"
+        "that it has never seen, translates a few, and draws what its heads attend to.",
+        "About four minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
+    )
+    parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER", help="default: runs/quickstart")
+    parser.add_argument("--max_steps", type=int, default=None, help="fewer steps, for a quick look at the machinery")
+    return parser
+
+
+def _command(*arguments: str) -> None:
+    """Prints a command as the user would type it, and runs it."""
+    from lit_transformer import commands, training_cli
+
+    shown = " ".join(f"'{part}'" if " " in part else part for part in arguments)
+    sys.stdout.write(f"\n$ lit-transformer {shown}\n")
+    sys.stdout.flush()
+    (commands if arguments[0] in commands.COMMANDS else training_cli).run(list(arguments))
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the quickstart."""
+    options = quickstart_parser().parse_args(arguments[1:])
+    root, start = Path(options.output), time.perf_counter()
+    fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]
+    if options.max_steps:
+        fit += ["--trainer.max_steps", str(options.max_steps), "--checkpoint.every_n_train_steps", str(options.max_steps)]
+        fit += ["--trainer.val_check_interval", str(options.max_steps)]
+    _command(*fit, "--overwrite", "true")
+    _command("test", "--config", str(root / "config.yaml"))
+    _command("translate", str(root), *SENTENCES)
+    _command("attention", str(root), SENTENCES[0], "--output", str(root / "attention"))
+    logging.getLogger(__name__).info(
+        "\nDone in %.0f seconds. Open %s in a browser, and try a sentence of your own:\n"
+        "  lit-transformer translate %s 'My mother bought three apples'\n"
+        "Next: your own text, see configs/data/own_files.yaml.",
+        time.perf_counter() - start,
+        root / "attention.html",
+        root,
+    )

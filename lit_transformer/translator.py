@@ -1,0 +1,309 @@
+"""Translator: text in, text out, from a checkpoint or a folder; no Lightning needed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+from lit_transformer.vocabulary import BOS_ID, PAD_ID
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+_WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
+
+
+class CheckpointError(InputError):
+    """A file or folder that cannot be translated with, in one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One translation of a sentence.
+
+    Args:
+        text: The translation.
+        score: What the n best are ranked by: the log probability divided by the length penalty.
+    """
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """What there is to draw of one sentence pair.
+
+    Args:
+        maps: The weights of every layer and head, as the network's ``attention_maps`` returns them.
+        src_tokens: The source tokens, readable, ``S`` of them.
+        tgt_tokens: The target tokens that the decoder reads, from BOS on, readable, ``T`` of them.
+        target: The target as text.
+    """
+
+    maps: Any
+    src_tokens: list[str]
+    tgt_tokens: list[str]
+    target: str
+
+
+def build_network(spec: dict[str, Any]) -> TranslationNetwork:
+    """Builds the network that ``TranslationNetwork.spec`` describes, with fresh weights.
+
+    Raises:
+        CheckpointError: If the class cannot be imported, is not a ``TranslationNetwork``, or refuses its arguments.
+    """
+    module_name, _, class_name = str(spec.get("class_path", "")).rpartition(".")
+    try:
+        network_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"the network class {spec.get('class_path')!r} cannot be imported ({error}); install its package"
+        raise CheckpointError(message) from None
+    if not (isinstance(network_class, type) and issubclass(network_class, TranslationNetwork)):
+        raise CheckpointError(f"{spec['class_path']!r} is not a TranslationNetwork, so it is not built from a checkpoint")
+    try:
+        return network_class(**spec.get("init_args", {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{spec['class_path']} does not accept the stored arguments: {error}") from None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Reads a checkpoint as plain data and tensors; never runs code from the file.
+
+    Raises:
+        CheckpointError: If there is no such file or it is not a checkpoint.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give a .ckpt file, a run folder or an exported folder")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+        raise CheckpointError(f"{path} is not a checkpoint that can be read safely; expected a .ckpt file") from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"{path} holds no state_dict, so it is not a checkpoint of this package")
+    return content
+
+
+def newest_checkpoint(folder: str | Path) -> Path:
+    """The checkpoint with the highest step in a run folder or its ``checkpoints`` folder.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    folder = Path(folder)
+    files = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
+    if not files:
+        raise CheckpointError(f"no checkpoint (*.ckpt) in {folder} or {folder / 'checkpoints'}; train with fit first")
+    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _stored_tokenizer(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The tokenizer that the data module, of whatever class, left in a checkpoint."""
+    for value in content.values():
+        if isinstance(value, dict) and isinstance(value.get("tokenizer"), dict):
+            tokenizer: dict[str, Any] = value["tokenizer"]
+            return tokenizer
+    return None
+
+
+class Translator:
+    """Translates text with a trained network and its tokenizer.
+
+    Args:
+        network: The trained network; it is put into evaluation mode.
+        tokenizer: The tokenizer that it was trained with.
+        search: How to decode; the default is the paper's beam search.
+        max_tokens: Budget of a batch, in source tokens with padding.
+        max_length: Longer source sentences are cut to this many tokens, with a warning.
+
+    Raises:
+        CheckpointError: If the tokenizer has ids that the network does not know.
+    """
+
+    def __init__(
+        self,
+        network: TranslationNetwork,
+        tokenizer: SubwordTokenizer,
+        search: Search | None = None,
+        max_tokens: int = 4096,
+        max_length: int = 512,
+    ) -> None:
+        if tokenizer.num_tokens > network.vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.num_tokens} tokens but the network only {network.vocab_size}: "
+                "they were not trained together"
+            )
+        self.network = network.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.search = search or BeamSearch()
+        self.max_tokens = max_tokens
+        self.max_length = min(max_length, network.max_length or max_length)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Translator:
+        """Loads a checkpoint, the newest checkpoint of a run folder, or a folder written by ``save``.
+
+        Args:
+            path: A ``.ckpt`` file or a folder.
+            options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``.
+
+        Raises:
+            CheckpointError: If there is nothing there to translate with.
+        """
+        path = Path(path)
+        if (path / WEIGHTS_FILE).is_file():
+            return cls._from_folder(path, **options)
+        return cls._from_checkpoint(newest_checkpoint(path) if path.is_dir() else path, **options)
+
+    @classmethod
+    def _from_checkpoint(cls, path: Path, **options: Any) -> Translator:
+        content = read_checkpoint(path)
+        spec = content.get("hyper_parameters", {}).get("network")
+        state = _stored_tokenizer(content)
+        if not isinstance(spec, dict) or state is None:
+            missing = "tokenizer" if isinstance(spec, dict) else "description of the network"
+            raise CheckpointError(f"{path} holds no {missing}: it was not written by lit-transformer fit")
+        prefix = "network."
+        weights = {
+            key.removeprefix(prefix).replace("_orig_mod.", ""): value
+            for key, value in content["state_dict"].items()
+            if key.startswith(prefix)
+        }
+        network = build_network(spec)
+        with _fitting(path):
+            network.load_state_dict(weights)
+        return cls(network, SubwordTokenizer.from_state(state), **options)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, **options: Any) -> Translator:
+        try:
+            network = build_network(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+            with _fitting(folder):
+                safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
+        except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{folder} is not a complete model folder: {error}") from None
+        return cls(network, SubwordTokenizer.load(folder / TOKENIZER_FILE), **options)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes weights (safetensors), configuration (JSON) and tokenizer (JSON) into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_model(self.network, str(folder / WEIGHTS_FILE))
+        (folder / CONFIG_FILE).write_text(json.dumps(self.network.spec, indent=2), encoding="utf-8")
+        self.tokenizer.save(folder / TOKENIZER_FILE)
+        return folder
+
+    def to(self, device: torch.device | str) -> Translator:
+        """Moves the network to a device."""
+        self.network.to(device)
+        return self
+
+    def __call__(self, texts: str | list[str]) -> list[str]:
+        """The best translation of each sentence (of one sentence: a list of one)."""
+        lines = [texts] if isinstance(texts, str) else texts
+        return [best[0].text for best in self.translate(lines)]
+
+    @torch.inference_mode()
+    def attention(self, source: str, target: str | None = None) -> AttentionView:
+        """What every head looks at while it reads ``source`` and writes ``target``.
+
+        Args:
+            source: The sentence.
+            target: Its translation; None for the network's own.
+
+        Raises:
+            InputError: If there is no source text, or the network has no ``attention_maps``.
+        """
+        if not source.strip():
+            raise InputError("the source sentence is empty; give a sentence to look at")
+        if not hasattr(self.network, "attention_maps"):
+            raise InputError(f"{type(self.network).__name__} has no attention_maps, so there is nothing to draw")
+        src = self._encode([source], [0], 0)
+        if target is None:
+            tokens = self._decode(src)[0][0].tokens
+            tgt, target = [BOS_ID, *tokens], self.tokenizer.decode(tokens)
+        else:
+            tgt = self.tokenizer.encode_tgt([target])[0][:-1]
+        device = next(self.network.parameters()).device
+        maps = self.network.attention_maps(_padded(src).to(device), _padded([tgt]).to(device))
+        return AttentionView(maps, self.tokenizer.pieces_src(src[0]), self.tokenizer.pieces_tgt(tgt), target)
+
+    def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
+        """Yields the n best translations of each sentence, in order and in constant memory.
+
+        An empty sentence has one translation, the empty one, with score 0.
+        """
+        stream, start = iter(texts), 0
+        while window := list(islice(stream, _WINDOW)):
+            yield from self._translate_window(window, start)
+            start += len(window)
+
+    def _translate_window(self, texts: list[str], start: int) -> list[list[Translation]]:
+        """Translates some lines, batched by like length; ``start`` is the number of lines before them."""
+        results = [[Translation("", 0.0)] for _ in texts]
+        filled = [index for index, text in enumerate(texts) if text.strip()]
+        ids = dict(zip(filled, self._encode([texts[index] for index in filled], filled, start), strict=True))
+        for indices in self._batches(ids):
+            for index, found in zip(indices, self._decode([ids[index] for index in indices]), strict=True):
+                results[index] = [Translation(self._line(best), best.score) for best in found]
+        return results
+
+    def _encode(self, texts: list[str], indices: list[int], start: int) -> list[list[int]]:
+        rows = self.tokenizer.encode_src(texts)
+        for number, row in zip(indices, rows, strict=True):
+            if len(row) > self.max_length:
+                logger.warning("line %d has %d tokens and is cut to %d", start + number + 1, len(row), self.max_length)
+                row[self.max_length - 1 :] = row[-1:]  # keeps the EOS at the end
+        return rows
+
+    def _batches(self, ids: dict[int, list[int]]) -> Iterator[list[int]]:
+        """Cuts the lines, longest first, into batches of at most ``max_tokens`` padded tokens."""
+        batch: list[int] = []
+        for index in sorted(ids, key=lambda index: -len(ids[index])):
+            if batch and (len(batch) + 1) * len(ids[batch[0]]) > self.max_tokens:
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+    @torch.inference_mode()
+    def _decode(self, rows: list[list[int]]) -> list[list[Hypothesis]]:
+        device = next(self.network.parameters()).device
+        return self.search(self.network, _padded(rows).to(device))
+
+    def _line(self, hypothesis: Hypothesis) -> str:
+        """A hypothesis as text on one line."""
+        return self.tokenizer.decode(hypothesis.tokens).replace("\r", " ").replace("\n", " ")
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """Rows of ids as one tensor, padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
+
+
+@contextmanager
+def _fitting(place: Path) -> Iterator[None]:
+    """Turns weights that do not fit into a ``CheckpointError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None

@@ -1,0 +1,108 @@
+"""The learning rate equals equation 3 of the paper at every optimizer step."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import CSVLogger
+from standins import Data, Module, trainer
+
+from lit_transformer.callbacks.warmup import InverseSqrtWarmup
+
+
+def equation_3(step: int, d_model: int, warmup_steps: int) -> float:
+    return d_model**-0.5 * min(step**-0.5, step * warmup_steps**-1.5)
+
+
+@pytest.mark.parametrize("d_model", [512, 1024])
+@pytest.mark.parametrize("step", [1, 100, 3999, 4000, 4001, 8000, 100_000])
+def test_rate_is_equation_3(step: int, d_model: int) -> None:
+    warmup = InverseSqrtWarmup(warmup_steps=4000, d_model=d_model)
+    assert warmup.peak is not None
+    assert warmup.peak * warmup.scale(step) == pytest.approx(equation_3(step, d_model, 4000), rel=1e-12)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_every_step_of_a_training(accumulate: int) -> None:
+    module = Module(num_groups=2)
+    fit = trainer(InverseSqrtWarmup(4, d_model=16), max_epochs=2, accumulate_grad_batches=accumulate)
+    fit.fit(module, Data())
+    steps = 2 * 12 // accumulate
+    assert module.rates == pytest.approx([equation_3(n, 16, 4) for n in range(1, steps + 1)])
+    assert len({group["lr"] for group in fit.optimizers[0].param_groups}) == 1
+
+
+def test_without_d_model_each_group_keeps_its_own_peak() -> None:
+    module = Module(lr=0.5, num_groups=2)
+    fit = trainer(InverseSqrtWarmup(4), max_epochs=1, limit_train_batches=9)
+    fit.fit(module, Data())
+    assert [g["lr"] for g in fit.optimizers[0].param_groups] == pytest.approx([0.5 * 2 / 3, 0.25 * 2 / 3])
+    assert [g["initial_lr"] for g in fit.optimizers[0].param_groups] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("d_model", [None, 16])
+def test_resume_goes_on_with_the_same_rates(tmp_path: Path, d_model: int | None, accumulate: int) -> None:
+    def run(max_epochs: int, ckpt_path: str | None = None) -> list[float]:
+        module = Module(num_groups=2)
+        fit = trainer(InverseSqrtWarmup(7, d_model), max_epochs=max_epochs, accumulate_grad_batches=accumulate)
+        fit.fit(module, Data(), ckpt_path=ckpt_path, weights_only=True)
+        fit.save_checkpoint(tmp_path / f"{max_epochs}.ckpt")
+        return module.rates
+
+    whole = run(3)
+    first = run(1)
+    rest = run(3, str(tmp_path / "1.ckpt"))
+    assert len(first) == 12 // accumulate
+    assert len(set(whole)) > 5
+    assert first + rest == whole
+
+
+def test_a_tensor_rate_is_changed_in_place() -> None:
+    class Capturable(Module):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=torch.tensor(0.5), foreach=False, capturable=False)
+
+    module = Capturable()
+    fit = trainer(InverseSqrtWarmup(4), max_steps=2)
+    fit.fit(module, Data())
+    assert module.rates == pytest.approx([0.125, 0.25])
+    assert isinstance(fit.optimizers[0].param_groups[0]["lr"], torch.Tensor)
+
+
+def test_the_monitor_sees_the_rate_of_the_step(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    callbacks = [InverseSqrtWarmup(4, d_model=16), LearningRateMonitor()]
+    trainer(*callbacks, logger=logger, max_steps=6, log_every_n_steps=1).fit(Module(), Data())
+    rows = Path(logger.log_dir, "metrics.csv").read_text().split()[1:]
+    steps = [1, *range(1, 7)]  # the monitor also looks at the beginning of the epoch
+    assert [float(row.split(",")[0]) for row in rows] == pytest.approx([equation_3(n, 16, 4) for n in steps])
+
+
+def test_another_shape_by_subclass() -> None:
+    class Cosine(InverseSqrtWarmup):
+        def scale(self, step: int) -> float:
+            return math.cos(step)
+
+    module = Module(lr=2.0)
+    trainer(Cosine(), max_steps=3).fit(module, Data())
+    assert module.rates == pytest.approx([2 * math.cos(n) for n in (1, 2, 3)])
+
+
+def test_refuses_a_second_scheduler() -> None:
+    class Scheduled(Module):
+        def configure_optimizers(self) -> object:  # type: ignore[override]
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ConstantLR(optimizer)]
+
+    with pytest.raises(MisconfigurationException, match=r"InverseSqrtWarmup .* cannot run beside ConstantLR"):
+        trainer(InverseSqrtWarmup(), max_steps=1).fit(Scheduled(), Data())
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0,), "warmup_steps .* got 0"), ((9, 0), "d_model .* got 0")])
+def test_refuses_bad_arguments(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        InverseSqrtWarmup(*arguments)

@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+from toy_networks import PrefixNetwork, real_tokens, sources
+
+from lit_transformer.decoding import BeamSearch, GreedySearch, Search
+from lit_transformer.decoding.search import next_log_probs, output_caps
+from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+
+NEVER = -float("inf")
+
+
+def plain_greedy(network, source, cap, banned=(PAD_ID, BOS_ID)):
+    tokens, total = (), 0.0
+    while True:
+        log_probs = network.log_probs(source, tokens)
+        allowed = [EOS_ID] if len(tokens) + 1 == cap else [t for t in range(network.vocab_size) if t not in banned]
+        best = max(allowed, key=log_probs.__getitem__)
+        total += log_probs[best]
+        if best == EOS_ID:
+            return list(tokens), total
+        tokens += (best,)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("eos_bias", [-3.0, 0.0, 2.0])
+def test_greedy_equals_a_plain_loop(seed, eos_bias):
+    network = PrefixNetwork(vocab_size=9, seed=seed, eos_bias=eos_bias)
+    src = sources(3, 1, 5, 2, seed=seed)
+    results = GreedySearch(max_extra_length=4)(network, src)
+    for source, (hypothesis,) in zip(real_tokens(src), results, strict=True):
+        tokens, log_prob = plain_greedy(network, source, len(source) + 4)
+        assert hypothesis.tokens == tokens
+        assert hypothesis.log_prob == hypothesis.score == pytest.approx(log_prob, rel=1e-5, abs=1e-6)
+
+
+def test_the_inputs_of_greedy_search_above_reach_the_cap_and_stop_before_it():
+    lengths = {
+        len(hypothesis.tokens)
+        for seed in range(20)
+        for bias in (-3.0, 2.0)
+        for (hypothesis,) in GreedySearch(4)(PrefixNetwork(9, seed, eos_bias=bias), sources(3, seed=seed))
+    }
+    assert 3 + 4 - 1 in lengths
+    assert 0 in lengths
+
+
+@pytest.mark.parametrize("search", [GreedySearch(max_extra_length=3), BeamSearch(beam_size=1, max_extra_length=3)])
+def test_closed_sentences_leave_the_batch(search):
+    network = PrefixNetwork(vocab_size=9, seed=3, eos_bias=1.0)
+    src = sources(1, 2, 3, 4, 5, 6, 7, 8, seed=3)
+    lengths = [len(hypothesis.tokens) + 1 for (hypothesis,) in search(network, src)]
+    assert network.rows_per_step == [sum(length >= step for length in lengths) for step in range(1, max(lengths) + 1)]
+    assert len(set(lengths)) > 2
+
+
+def test_unknown_words_can_be_ruled_out():
+    src = sources(2, 3, 4)
+    for seed in range(10):
+        network = PrefixNetwork(vocab_size=6, seed=seed, eos_bias=-2.0)
+        for source, (hypothesis,) in zip(
+            real_tokens(src), GreedySearch(2, allow_unknown=False)(network, src), strict=True
+        ):
+            assert hypothesis.tokens == plain_greedy(network, source, len(source) + 2, (PAD_ID, BOS_ID, UNK_ID))[0]
+
+
+def test_caps_count_real_tokens_and_respect_the_network():
+    src = sources(1, 4, 2)
+    assert output_caps(PrefixNetwork(6), src, 50).tolist() == [51, 54, 52]
+    assert output_caps(PrefixNetwork(6, max_length=52), src, 50).tolist() == [51, 52, 52]
+
+
+@pytest.mark.parametrize("search", [GreedySearch(max_extra_length=9), BeamSearch(max_extra_length=9)])
+def test_no_search_runs_past_the_length_of_the_network(search):
+    network = PrefixNetwork(vocab_size=8, eos_bias=-6.0, max_length=5)  # its step checks the bound, too
+    results = search(network, sources(3, 2))
+    assert [len(found[0].tokens) + 1 for found in results] == [5, 5]
+
+
+def test_next_log_probs_keeps_the_network_s_own_probabilities():
+    logits = torch.randn(3, 7)
+    expected = torch.log(logits.exp() / logits.exp().sum(dim=1, keepdim=True))
+    log_probs = next_log_probs(logits, at_cap=torch.tensor([False, True, False]), allow_unknown=False)
+    allowed = torch.tensor([[3, 4, 5, 6], [3, 3, 3, 3], [3, 4, 5, 6]])
+    torch.testing.assert_close(log_probs.gather(1, allowed), expected.gather(1, allowed))
+    assert (log_probs == NEVER).sum(dim=1).tolist() == [3, 6, 3]
+
+
+def test_next_log_probs_works_in_float32_and_leaves_the_scores_alone():
+    logits = torch.randn(2, 50, dtype=torch.float16)
+    before = logits.clone()
+    log_probs = next_log_probs(logits)
+    assert log_probs.dtype is torch.float32
+    torch.testing.assert_close(log_probs[:, 3:], logits.double().log_softmax(1)[:, 3:].float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("search", [GreedySearch(), BeamSearch()])
+def test_no_sentences_no_hypotheses(search: Search):
+    assert search(PrefixNetwork(6), torch.zeros(0, 4, dtype=torch.long)) == []
+
+
+@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+def test_a_row_of_padding_is_an_error(search: Search):
+    src = torch.tensor([[5, EOS_ID], [PAD_ID, PAD_ID]])
+    with pytest.raises(ValueError, match="src row 1 holds nothing but padding"):
+        search(PrefixNetwork(6), src)
+
+
+@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_broken_scores_are_an_error(search: Search, scale: float):
+    with pytest.raises(ValueError, match=r"src row 0 no translation of finite log_prob; look for NaN"):
+        search(PrefixNetwork(8, scale=scale), sources(3, 2))
+
+
+@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+def test_a_network_that_never_ends_is_an_error(search: Search):
+    with pytest.raises(ValueError, match="src row 0 no translation of finite log_prob"):
+        search(PrefixNetwork(8, eos_bias=NEVER), sources(3, 2))
+
+
+def test_negative_extra_length_is_an_error():
+    with pytest.raises(ValueError, match="max_extra_length must be 0 tokens or more, got -1"):
+        GreedySearch(max_extra_length=-1)
+    with pytest.raises(ValueError, match="max_extra_length must be 0 tokens or more, got -2"):
+        BeamSearch(max_extra_length=-2)
