@@ -59,11 +59,16 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument("--beam_size", type=_positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
     parser.add_argument(
-        "--length_penalty", type=float, default=0.6, help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)"
+        "--length_penalty",
+        type=float,
+        default=0.6,
+        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
     parser.add_argument("--n_best", type=_positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
-    parser.add_argument("--max_length", type=_positive, default=512, help="longest source line in tokens (default: 512)")
+    parser.add_argument(
+        "--max_length", type=_positive, default=512, help="longest source line in tokens (default: 512)"
+    )
     parser.add_argument("--max_tokens", type=_positive, default=4096, help="source tokens in a batch (default: 4096)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     return parser
@@ -161,13 +166,18 @@ def attention_parser() -> argparse.ArgumentParser:
 
 def attention(options: argparse.Namespace) -> None:
     """Draws the attention of every head for one sentence pair."""
+    from lit_transformer.decoding import BeamSearch
     from lit_transformer.plotting import draw_attention
     from lit_transformer.translator import Translator
 
-    view = Translator.from_pretrained(options.checkpoint).attention(options.source, options.target)
-    title = f"{options.source} → {view.target}"
-    for path in draw_attention(view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title):
-        sys.stdout.write(f"{path}\n")
+    translator = Translator.from_pretrained(options.checkpoint, search=BeamSearch(n_best=4))
+    view = translator.attention(options.source, options.target)
+    title, beams = f"{options.source} → {view.target}", [(beam.text, beam.score) for beam in view.beams]
+    try:
+        paths = draw_attention(view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title, beams=beams)
+    except ModuleNotFoundError as error:  # the extra is missing, which the message names
+        raise InputError(str(error)) from None
+    sys.stdout.writelines(f"{path}\n" for path in paths)
 
 
 def average_parser() -> argparse.ArgumentParser:

@@ -88,8 +88,7 @@ class TranslationBatch:
         return replace(self, src=self.src.pin_memory(), tgt=self.tgt.pin_memory())
 
 
-@dataclass(frozen=True)
-class Hypothesis:
+class Hypothesis(NamedTuple):
     """One translation that a search proposes.
 
     Args:

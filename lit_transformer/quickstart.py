@@ -55,8 +55,9 @@ def run(arguments: list[str]) -> None:
     root, start = Path(options.output), time.perf_counter()
     fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]
     if options.max_steps:
-        fit += ["--trainer.max_steps", str(options.max_steps), "--checkpoint.every_n_train_steps", str(options.max_steps)]
-        fit += ["--trainer.val_check_interval", str(options.max_steps)]
+        for key in ("trainer.max_steps", "trainer.val_check_interval", "checkpoint.every_n_train_steps"):
+            fit += [f"--{key}", str(options.max_steps)]
+        fit += ["--averaging.num_checkpoints", "1"]
     _command(*fit, "--overwrite", "true")
     _command("test", "--config", str(root / "config.yaml"))
     _command("translate", str(root), *SENTENCES)

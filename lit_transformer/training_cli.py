@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import shutil
 import sys
 import warnings
@@ -81,6 +82,10 @@ class HelpfulParser(LightningArgumentParser):
         sys.stderr.write(f"lit-transformer: {text}.{did_you_mean(text, self._known_names())}\n")
         sys.exit(2)
 
+    def format_help(self) -> str:
+        """The help page, without the lists of every class that could be named by a ``class_path``."""
+        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help())
+
     def _known_names(self) -> set[str]:
         """All keys, and the arguments of the classes that a configuration usually names."""
         names = {action.dest for action in self._actions}
@@ -134,7 +139,10 @@ class TranslationCLI(LightningCLI):
         for key, callback in CALLBACKS.items():
             parser.add_lightning_class_args(callback, key)
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Lets fit delete the checkpoints of an earlier run in its folder."
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Lets fit delete the checkpoints of an earlier run in its folder.",
         )
         parser.set_defaults({"model": MODEL_DEFAULT, "data": DATA_DEFAULT, **CALLBACK_DEFAULTS})
         network = "model.init_args.network.init_args"
@@ -145,7 +153,7 @@ class TranslationCLI(LightningCLI):
     @property
     def _root(self) -> Path:
         """The folder of the run."""
-        return Path(self._get(self.config, "trainer").default_root_dir)
+        return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _parse_ckpt_path(self) -> None:
         """Finds the checkpoint, and takes the network's description from it for all but fit.
@@ -230,6 +238,10 @@ class TranslationCLI(LightningCLI):
             )
         shutil.rmtree(folder)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return {**kwargs, "return_predictions": False} if subcommand == "predict" else kwargs  # the writer has them
+
     def after_fit(self) -> None:
         """Says where everything is and what comes next."""
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
@@ -244,13 +256,18 @@ class TranslationCLI(LightningCLI):
 
 def _quieten_lightning() -> None:
     """Keeps Lightning's messages plain, without advertisements and without warnings about its own insides."""
-    for handler in logging.getLogger("lightning").handlers:
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        handler.addFilter(lambda record: not record.getMessage().startswith("💡"))
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(logging.Formatter("%(message)s"))
+            handler.addFilter(lambda record: "💡" not in record.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 
 
 def run(arguments: list[str]) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict`` with the rest of the command line."""
     _quieten_lightning()
-    TranslationCLI(arguments)
+    try:
+        TranslationCLI(arguments)
+    except MisconfigurationException as error:
+        raise InputError(str(error)) from error

@@ -21,7 +21,7 @@ from torch import Tensor
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
-from lit_transformer.vocabulary import BOS_ID, PAD_ID
+from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +53,17 @@ class AttentionView:
     Args:
         maps: The weights of every layer and head, as the network's ``attention_maps`` returns them.
         src_tokens: The source tokens, readable, ``S`` of them.
-        tgt_tokens: The target tokens that the decoder reads, from BOS on, readable, ``T`` of them.
+        tgt_tokens: The target tokens from BOS to EOS, readable: the decoder reads each and writes the next, so there
+            is one more than the ``T`` that it reads.
         target: The target as text.
+        beams: The best translations that the search found, best first; empty if a target was given.
     """
 
     maps: Any
     src_tokens: list[str]
     tgt_tokens: list[str]
     target: str
+    beams: list[Translation]
 
 
 def build_network(spec: dict[str, Any]) -> TranslationNetwork:
@@ -76,7 +79,7 @@ def build_network(spec: dict[str, Any]) -> TranslationNetwork:
         message = f"the network class {spec.get('class_path')!r} cannot be imported ({error}); install its package"
         raise CheckpointError(message) from None
     if not (isinstance(network_class, type) and issubclass(network_class, TranslationNetwork)):
-        raise CheckpointError(f"{spec['class_path']!r} is not a TranslationNetwork, so it is not built from a checkpoint")
+        raise CheckpointError(f"{spec['class_path']!r} is not a TranslationNetwork, so a checkpoint may not build it")
     try:
         return network_class(**spec.get("init_args", {}))
     except (TypeError, ValueError) as error:
@@ -236,13 +239,14 @@ class Translator:
             raise InputError(f"{type(self.network).__name__} has no attention_maps, so there is nothing to draw")
         src = self._encode([source], [0], 0)
         if target is None:
-            tokens = self._decode(src)[0][0].tokens
-            tgt, target = [BOS_ID, *tokens], self.tokenizer.decode(tokens)
+            found = self._decode(src)[0]
+            beams = [Translation(self._line(one), one.score) for one in found]
+            tgt, target = [BOS_ID, *found[0].tokens, EOS_ID], beams[0].text
         else:
-            tgt = self.tokenizer.encode_tgt([target])[0][:-1]
+            tgt, beams = self.tokenizer.encode_tgt([target])[0], []
         device = next(self.network.parameters()).device
-        maps = self.network.attention_maps(_padded(src).to(device), _padded([tgt]).to(device))
-        return AttentionView(maps, self.tokenizer.pieces_src(src[0]), self.tokenizer.pieces_tgt(tgt), target)
+        maps = self.network.attention_maps(_padded(src).to(device), _padded([tgt[:-1]]).to(device))
+        return AttentionView(maps, self.tokenizer.pieces_src(src[0]), self.tokenizer.pieces_tgt(tgt), target, beams)
 
     def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.

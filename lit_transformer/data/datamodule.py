@@ -57,8 +57,8 @@ class TranslationDataModule(L.LightningDataModule):
         src_vocab_size: Size of a source vocabulary of its own, in tokens; None shares one vocabulary.
         tokenizer: Another recipe than shared byte-pair encoding, or a tokenizer that is trained already. Its sizes
             must be those above.
-        tokenizer_path: File to take the tokenizer from, or to write it to; None means ``tokenizer.json`` in the
-            ``default_root_dir`` of the Trainer.
+        tokenizer_path: File to take the tokenizer from; ``fit`` writes it if it is not there. None means
+            ``tokenizer.json`` in the ``default_root_dir`` of the Trainer, made anew when text or recipe change.
         tokenizer_max_pairs: Sentence pairs of the training text that a new tokenizer is made from, at most.
         max_tokens: Budget of a training batch on one process: that many source and that many target positions,
             padding included, in tokens.
@@ -112,7 +112,8 @@ class TranslationDataModule(L.LightningDataModule):
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.pool_size, self.num_workers, self.shuffle, self.seed = pool_size, num_workers, shuffle, seed
         self._check_numbers()
-        self._given = tokenizer is not None and tokenizer.is_trained
+        self._has_recipe = tokenizer is not None
+        self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
         self._tokenizer = tokenizer or self._default_tokenizer()
         self._check_sizes(self._tokenizer)
         self.cursor: Cursor = start_of(0)
@@ -197,10 +198,10 @@ class TranslationDataModule(L.LightningDataModule):
             CorpusError: If data or settings changed, so that the place has no meaning any more, or if a tokenizer was
                 given that is not the one of the checkpoint.
         """
-        self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self._check_stream(state["stream"])
             self.cursor = state["cursor"]
+        self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -274,14 +275,21 @@ class TranslationDataModule(L.LightningDataModule):
         if self._tokenizer.is_trained:
             return
         path = Path(self.tokenizer_path or Path(self._trainer.default_root_dir) / "tokenizer.json")
-        if self._trainer.state.fn == "fit" and self.corpora["train"]:
+        if self.tokenizer_path and path.exists():
+            self._take_file(path)
+        elif self._trainer.state.fn == "fit" and self.corpora["train"]:
             self._tokenizer.train_or_load(path, self._training_pairs, self._text_fingerprint())
-        elif path.exists() and (self.tokenizer_path or self._trainer.ckpt_path is None):
-            found = SubwordTokenizer.load(path)
-            self._check_sizes(found)
-            self._tokenizer = found
         elif self.tokenizer_path:
             raise CorpusError(f"tokenizer_path={self.tokenizer_path!r} does not exist, and only fit can make it")
+        elif path.exists() and self._trainer.ckpt_path is None:
+            self._take_file(path)
+
+    def _take_file(self, path: Path) -> None:
+        found = SubwordTokenizer.load(path)
+        self._check_sizes(found)
+        if self._has_recipe and found.recipe != self._tokenizer.recipe:
+            raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
+        self._tokenizer = found
 
     def _training_pairs(self) -> Iterable[SentencePair]:
         return islice(self._mixed_pairs(), self.tokenizer_max_pairs)
@@ -297,8 +305,7 @@ class TranslationDataModule(L.LightningDataModule):
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
 
     def _adopt(self, saved: SubwordTokenizer) -> None:
-        chosen = self._given or self.tokenizer_path is not None
-        if chosen and self._tokenizer.is_trained and self._tokenizer.fingerprint != saved.fingerprint:
+        if self._is_given and self._tokenizer.is_trained and self._tokenizer.fingerprint != saved.fingerprint:
             raise CorpusError(
                 "the given tokenizer is not the one that the checkpoint was trained with: leave out tokenizer and "
                 "tokenizer_path to use the one inside the checkpoint"
@@ -320,6 +327,8 @@ class TranslationDataModule(L.LightningDataModule):
     def _check_stream(self, saved: dict[str, Any]) -> None:
         now = self._stream_settings()
         changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
+        if saved.get("train") != now["train"]:
+            changed[0] = "the training text is not the same"
         if changed:
             raise CorpusError(
                 f"the checkpoint cannot be resumed because its place in the training stream is lost: "

@@ -146,8 +146,7 @@ class SubwordTokenizer:
                 spool.seek(0)
                 tgt = self._learn((json.loads(line) for line in spool), self.vocab_size)
         self._src, self._tgt, self.data_fingerprint = src, tgt, data_fingerprint
-        sizes = self.num_src_tokens, self.num_tokens
-        logger.info("trained a %s vocabulary: %d source and %d target tokens", self.recipe["model"], *sizes)
+        logger.info("trained a tokenizer with %d source and %d target tokens", self.num_src_tokens, self.num_tokens)
 
     def train_or_load(
         self, path: str | Path, make_pairs: Callable[[], Iterable[SentencePair]], data_fingerprint: str

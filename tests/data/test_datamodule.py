@@ -5,13 +5,13 @@ import logging
 import random
 import subprocess
 import sys
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -19,7 +19,12 @@ from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.datamodule import StreamPosition, TranslationDataModule
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 on torch 2.13
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch 2.13
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # these runs share a folder on purpose
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
 
 WORDS = ["ein", "zwei", "drei", "vier", "Hund", "Katze", "Maus", "Vogel", "rot", "blau"]
 
@@ -72,7 +77,12 @@ class Tiny(L.LightningModule):
 
 
 def make_data(folder: Path, rows: int = 230, **settings) -> TranslationDataModule:
-    settings = {"vocab_size": 400, "max_tokens": 120, "pool_size": 64, "tokenizer_path": str(folder / "tok.json")} | settings
+    settings = {
+        "vocab_size": 400,
+        "max_tokens": 120,
+        "pool_size": 64,
+        "tokenizer_path": str(folder / "tok.json"),
+    } | settings
     return TranslationDataModule(settings.pop("train", None) or write_corpus(folder, rows), **settings)
 
 
@@ -82,9 +92,9 @@ def make_trainer(folder: Path, **settings) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, devices=1, **settings)
 
 
-def run(folder: Path, ckpt_path=None, every: int = 1, data=None, data_settings=None, **settings):
-    """One training; returns the module and its checkpoints by step."""
-    saver = ModelCheckpoint(folder / "ckpt", "{step}", every_n_train_steps=every, save_top_k=-1)
+def run(folder: Path, into: str = "whole", ckpt_path=None, data=None, data_settings=None, **settings):
+    """One training with a checkpoint of every step; returns module and data module."""
+    saver = ModelCheckpoint(folder / into, "{step}", every_n_train_steps=1, save_top_k=-1)
     torch.manual_seed(0)
     module, data = Tiny(), data or make_data(folder, **(data_settings or {}))
     trainer = make_trainer(folder, callbacks=[saver], **settings)
@@ -96,15 +106,288 @@ def same_weights(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("workers", [(0, 0), (2, 2), (0, 2)])
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_endless_resume_is_exact(tmp_path, workers, accumulate):
-    steps = dict(max_steps=24 if accumulate == 1 else 8, accumulate_grad_batches=accumulate)
-    whole, _ = run(tmp_path, data_settings={"num_workers": workers[0]}, **steps)
-    assert len(whole.losses) == 24
-    stop = 7 if accumulate == 1 else 2
-    resumed, _ = run(
-        tmp_path, tmp_path / f"ckpt/step={stop}.ckpt", data_settings={"num_workers": workers[1]}, **steps
-    )
-    assert resumed.losses == whole.losses[stop * accumulate :]
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (0, 2)])
+def test_endless_resume_is_exact(tmp_path, before, after):
+    whole, _ = run(tmp_path, data_settings={"num_workers": before}, max_steps=30)
+    once, _ = run(tmp_path, "once", tmp_path / "whole/step=7.ckpt", data_settings={"num_workers": after}, max_steps=19)
+    twice, _ = run(tmp_path, "twice", tmp_path / "once/step=9.ckpt", data_settings={"num_workers": after}, max_steps=30)
+    assert len(whole.losses) == 30
+    assert once.losses == whole.losses[7:19]
+    assert twice.losses == whole.losses[9:]
+    assert same_weights(whole, twice)
+
+
+def test_resume_is_exact_under_accumulation_and_validation_inside(tmp_path):
+    val = write_corpus(tmp_path, 20, "val")
+    settings = {"accumulate_grad_batches": 3, "val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 10}
+    whole, _ = run(tmp_path, data_settings={"val": val}, **settings)
+    resumed, _ = run(tmp_path, "again", tmp_path / "whole/step=4.ckpt", data_settings={"val": val}, **settings)
+    assert len(whole.losses) == 30
+    assert resumed.losses == whole.losses[12:]
     assert same_weights(whole, resumed)
+    assert len(whole.evaluated) == 20 * 7
+
+
+def test_resume_inside_a_pass_over_two_mixed_corpora(tmp_path):
+    def data_settings():
+        return {"train": [write_corpus(tmp_path, 150, "a"), write_corpus(tmp_path, 50, "b")]}
+
+    whole, data = run(tmp_path, data_settings=data_settings(), max_epochs=2)
+    assert Counter(Counter(whole.seen).values()) == {2: 200}  # two epochs: every sentence exactly twice
+    steps = len(whole.losses)
+    for stop in (3, steps // 2 + 3):
+        resumed, _ = run(
+            tmp_path, f"at{stop}", tmp_path / f"whole/step={stop}.ckpt", data_settings=data_settings(), max_epochs=2
+        )
+        assert resumed.losses == whole.losses[stop:]
+        assert same_weights(whole, resumed)
+    assert data.cursor == {"epoch": 2, "pool": 0, "batch": 0, "sources": None}
+
+
+def test_endless_epochs_show_every_sentence_once_and_differ_in_order(tmp_path):
+    module, _ = run(tmp_path, max_steps=80)
+    first, second = module.seen[:230], module.seen[230:460]
+    assert set(first) == set(second)
+    assert len(set(first)) == 230
+    assert first != second
+
+
+def test_dropout_depends_on_the_seed_of_the_data(tmp_path):
+    one, _ = run(tmp_path, "one", max_steps=3, data_settings={"shuffle": False})
+    same, _ = run(tmp_path, "same", max_steps=3, data_settings={"shuffle": False})
+    other, _ = run(tmp_path, "other", max_steps=3, data_settings={"shuffle": False, "seed": 2})
+    assert one.losses == same.losses
+    assert one.seen == other.seen
+    assert one.losses != other.losses
+
+
+def test_declares_a_length_only_when_endless(tmp_path):
+    data, trainer = make_data(tmp_path), make_trainer(tmp_path, max_steps=5, accumulate_grad_batches=2)
+    trainer.fit(Tiny(), data)
+    assert trainer.num_training_batches == 10
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(Tiny(), data)
+    assert trainer.num_training_batches == float("inf")
+
+
+def test_position_callback_stands_once_in_front(tmp_path):
+    data = make_data(tmp_path)
+    trainer = make_trainer(tmp_path, max_steps=1, callbacks=[ModelCheckpoint(tmp_path)])
+    trainer.fit(Tiny(), data)
+    trainer.fit(Tiny(), data)
+    assert [isinstance(callback, StreamPosition) for callback in trainer.callbacks] == [True, False]
+
+
+def test_overfit_batches_repeats_the_same_batch(tmp_path):
+    module = Tiny()
+    make_trainer(tmp_path, max_epochs=3, overfit_batches=1).fit(module, make_data(tmp_path))
+    third = len(module.seen) // 3
+    assert module.seen[:third] == module.seen[third : 2 * third] == module.seen[2 * third :]
+
+
+def test_checkpoint_holds_plain_data_and_the_tokenizer(tmp_path):
+    _, data = run(tmp_path, max_steps=2)
+    saved = torch.load(tmp_path / "whole/step=2.ckpt", weights_only=True)["TranslationDataModule"]
+    assert saved["cursor"] == data.cursor
+    assert SubwordTokenizer.from_state(saved["tokenizer"]).fingerprint == data.tokenizer.fingerprint
+    json.dumps(saved)  # nothing but plain data
+
+
+def test_checkpoint_tokenizer_serves_where_no_file_is(tmp_path):
+    _, data = run(tmp_path, max_steps=2)
+    fresh = TranslationDataModule(predict=write_corpus(tmp_path, 9, "p"), vocab_size=400)
+    elsewhere = tmp_path / "elsewhere"
+    trainer = make_trainer(elsewhere)
+    trainer.predict(Tiny(), fresh, ckpt_path=tmp_path / "whole/step=2.ckpt", weights_only=True)
+    assert fresh.tokenizer.fingerprint == data.tokenizer.fingerprint
+    assert not (elsewhere / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": 100}, "max_tokens was 120 and is 100"),
+        ({"seed": 3}, "seed was 1 and is 3"),
+        ({"rows": 231}, "the training text is not the same"),
+    ],
+)
+def test_refuses_to_resume_a_changed_stream(tmp_path, change, message):
+    run(tmp_path, max_steps=2)
+    with pytest.raises(CorpusError, match=message):
+        run(tmp_path, "again", tmp_path / "whole/step=2.ckpt", data_settings=change, max_steps=4)
+
+
+def test_resume_allows_moved_files_and_other_workers(tmp_path):
+    whole, _ = run(tmp_path, max_steps=6)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    corpus = write_corpus(moved, 230)
+    resumed, _ = run(tmp_path, "again", tmp_path / "whole/step=2.ckpt", data_settings={"train": corpus}, max_steps=6)
+    assert resumed.losses == whole.losses[2:]
+
+
+def test_refuses_a_given_tokenizer_that_is_not_the_checkpoints(tmp_path):
+    run(tmp_path, max_steps=2)
+    other = SubwordTokenizer(vocab_size=400)
+    other.train(ParallelCorpus(str(tmp_path / "train"), max_rows=50))
+    data = make_data(tmp_path, tokenizer=other, tokenizer_path=None)
+    with pytest.raises(CorpusError, match="not the one that the checkpoint was trained with"):
+        run(tmp_path, "again", tmp_path / "whole/step=2.ckpt", data=data, max_steps=4)
+
+
+def test_evaluation_sees_every_sentence_with_text_and_index(tmp_path):
+    texts = {"en": ["a b c", "", " ".join(["Hund"] * 60), "rot"], "de": ["c b a", "leer", "", "blau"]}
+    for side, lines in texts.items():
+        (tmp_path / f"odd.{side}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path))
+    data = make_data(
+        tmp_path,
+        predict=[write_corpus(tmp_path, 30, "p"), ParallelCorpus(str(tmp_path / "odd"), tgt=None)],
+        test=[write_corpus(tmp_path, 30, "p"), ParallelCorpus(str(tmp_path / "odd"))],
+        max_length=20,
+        pool_size=16,
+    )
+    batches = make_trainer(tmp_path).predict(Tiny(), data)
+    by_index = {index: (batch, row) for batch in batches for row, index in enumerate(batch.indices)}
+    assert sorted(by_index) == list(range(34))
+    assert sum(map(len, batches)) == 34
+    assert [by_index[30 + number][0].sources[by_index[30 + number][1]] for number in range(4)] == texts["en"]
+    empty, row = by_index[31]
+    assert empty.src[row].tolist()[:1] == [3]
+    assert (empty.src[row][1:] == 0).all()
+    long, row = by_index[32]
+    assert len(long.src[row].nonzero()) == 20
+    assert all(batch.tgt.shape == (len(batch), 0) for batch in batches)
+    module = Tiny()
+    make_trainer(tmp_path).test(module, data, verbose=False)
+    assert sorted(module.evaluated) == list(range(34))
+
+
+def test_cut_sentences_are_reported(tmp_path, caplog):
+    data = make_data(tmp_path, val=write_corpus(tmp_path, 10, "val"), max_length=5)
+    with caplog.at_level(logging.WARNING, logger="lit_transformer"):
+        make_trainer(tmp_path, max_steps=2, val_check_interval=1).fit(Tiny(), data)
+    assert sum("cut to max_length=5 tokens" in record.message for record in caplog.records) == 2  # source and target
+
+
+def test_dropped_rows_are_counted_by_reason(tmp_path, caplog):
+    class Picky(ParallelCorpus):
+        def read_row(self, row):
+            pair = super().read_row(row)
+            return None if pair.src == "no" else pair
+
+    (tmp_path / "bad.en").write_text("no\nno\na b\n\na\n" + "Hund " * 99 + "\n" + "rot\n" * 8)
+    (tmp_path / "bad.de").write_text("x\nx\n\na\n" + "a " * 15 + "\nHund\n" + "blau\n" * 8)
+    data = make_data(tmp_path, train=Picky(str(tmp_path / "bad")), max_length=40, max_length_ratio=3)
+    with caplog.at_level(logging.INFO, logger="lit_transformer.data.datamodule"):
+        make_trainer(tmp_path, max_epochs=1).fit(module := Tiny(), data)
+    assert data.dropped == {"rejected": 2, "empty": 2, "ratio": 1, "overlong": 1}
+    assert len(module.seen) == 8
+    assert "epoch 0, pool 0: dropped 2 empty, 1 overlong, 1 ratio, 2 rejected sentence pairs" in caplog.messages
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_nothing_left_is_an_error_not_an_endless_loop(tmp_path, workers):
+    data = make_data(tmp_path, max_length=2, num_workers=workers)
+    with pytest.raises(CorpusError, match="no sentence pair is left"):
+        make_trainer(tmp_path, max_steps=5).fit(Tiny(), data)
+
+
+def test_error_in_a_worker_stays_one_sentence(tmp_path):
+    corpus = write_corpus(tmp_path, 300)
+    with (tmp_path / "train.de").open("ab") as file:
+        file.write(b"too much\n")
+    data = make_data(tmp_path, train=corpus, num_workers=2, tokenizer_max_pairs=50)
+    with pytest.raises(CorpusError, match="has 300 lines and .* has 301 lines") as caught:
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ({"max_length": 1}, "max_length must be at least 2"),
+        ({"max_length": 300, "eval_max_tokens": 200}, "eval_max_tokens=200 cannot hold"),
+        ({"max_length_ratio": 0.5}, "max_length_ratio must be at least 1"),
+        ({"tokenizer": SubwordTokenizer(vocab_size=500)}, "has 500 source and 500 target tokens.* 400 and 400"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_data(tmp_path, **settings)
+
+
+def test_missing_parts_are_named(tmp_path):
+    with pytest.raises(CorpusError, match="tokenizer_path=.* does not exist, and only fit can make it"):
+        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path), verbose=False)
+    make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path))
+    with pytest.raises(MisconfigurationException, match="no test corpus is given"):
+        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path), verbose=False)
+    blind = ParallelCorpus(str(tmp_path / "train"), tgt=None)
+    with pytest.raises(CorpusError, match="has no target side, which test needs"):
+        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path, test=blind), verbose=False)
+    data = make_data(tmp_path, test=blind, tokenizer_path=None)
+    with pytest.raises(MisconfigurationException, match="there is no tokenizer yet"):
+        make_trainer(tmp_path / "empty").test(Tiny(), data, verbose=False)
+
+
+def test_default_tokenizer_file_is_reused_and_made_anew_for_other_text(tmp_path):
+    def fingerprint(rows):
+        data = make_data(tmp_path, rows, tokenizer_path=None)
+        make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
+        return data.tokenizer.fingerprint
+
+    first = fingerprint(100)
+    written = (tmp_path / "tokenizer.json").stat().st_mtime_ns
+    assert fingerprint(100) == first
+    assert (tmp_path / "tokenizer.json").stat().st_mtime_ns == written
+    assert fingerprint(101) != first
+
+
+def test_named_tokenizer_file_is_never_made_anew(tmp_path):
+    make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path, 100))
+    content = (tmp_path / "tok.json").read_bytes()
+    make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path, 120))
+    assert (tmp_path / "tok.json").read_bytes() == content
+    data = make_data(tmp_path, 100, tokenizer=SubwordTokenizer("word", vocab_size=400))
+    with pytest.raises(CorpusError, match="another recipe"):
+        make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
+
+
+DDP = """
+import sys, warnings, json
+warnings.filterwarnings("error")
+warnings.filterwarnings("ignore", ".*LeafSpec.*")
+warnings.filterwarnings("ignore", ".*unused_parameters.*|.*does not have many workers.*")
+sys.path.insert(0, sys.argv[1])
+import torch, lightning as L
+from pathlib import Path
+from test_datamodule import Tiny, make_data, make_trainer, write_corpus
+
+folder = Path(sys.argv[2])
+data = make_data(folder, 211, train=write_corpus(folder, 211), test=write_corpus(folder, 31, "test"), num_workers=int(sys.argv[3]))
+trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, logger=False,
+                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+module = Tiny()
+trainer.fit(module, data)
+trainer.test(module, data, verbose=False)
+result = {"steps": len(module.losses), "seen": module.seen, "evaluated": module.evaluated, "cursor": data.cursor}
+(folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_two_processes_share_every_sentence_once(tmp_path, workers):
+    script = tmp_path / "ddp.py"
+    script.write_text(DDP)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), str(workers)]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first["steps"] == second["steps"]
+    seen = [tuple(ids) for ids in first["seen"] + second["seen"]]
+    assert len(seen) == len(set(seen)) == 211
+    assert sorted(first["evaluated"] + second["evaluated"]) == list(range(31))
+    assert first["cursor"] == second["cursor"]

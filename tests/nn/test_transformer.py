@@ -248,8 +248,26 @@ def test_weights_start_as_documented(tie):
 
 def test_dropout_falls_on_the_sums_of_embeddings_and_positions():
     network = Transformer(**TINY, dropout=1.0)  # drops the sums and every sub-layer: nothing is left to normalise
-    assert network.encode(sentences(4)).count_nonzero() == 0
-    assert network.eval().encode(sentences(4)).count_nonzero() > 0
+    src, tgt = sentences(4), sentences(3)
+    assert network.encode(src).count_nonzero() == 0
+    assert network.features(src, tgt).count_nonzero() == 0
+    network.eval()
+    assert network.encode(src).count_nonzero() > 0
+    assert network.features(src, tgt).count_nonzero() > 0
+
+
+def test_every_argument_reaches_its_part():
+    network = build("untied", dropout=0.3, scale_embedding=False, d_k=3, d_v=5, num_decoder_layers=1)
+    encoder, decoder = network.encoder.layers[1], network.decoder.layers[0]
+    assert (len(network.encoder.layers), len(network.decoder.layers)) == (2, 1)
+    for attention in (encoder.self_attention, decoder.self_attention, decoder.cross_attention):
+        assert (attention.num_heads, attention.d_k, attention.d_v, attention.dropout) == (2, 3, 5, 0.1)
+    for layer in (encoder, decoder):
+        assert isinstance(layer.feed_forward.activation, nn.SiLU)
+        assert (layer.feed_forward.dropout.p, layer.feed_forward_residual.dropout.p) == (0.1, 0.3)
+    ids = sentences(3)
+    for embedding, factor in ((network.src_embedding, 1), (build().src_embedding, 4)):
+        torch.testing.assert_close(embedding(ids), embedding.weight[ids] * factor)
 
 
 def test_all_weights_learn():

@@ -80,7 +80,7 @@ class ClauseWriter(PhraseWriter):
 
     def moment(self, subject: Subject, action: Action) -> Moment:
         """A mode and tense, perhaps denied or asked, with a time that suits them."""
-        mode, tense = self.pick(STATE_FORMS if action.is_state else ACTION_FORMS)
+        mode, tense = self.form(action.english, action.is_state)
         polarity = self._random()
         negative = polarity < 0.22
         may_ask = subject.english not in ("I", "we")
@@ -93,6 +93,11 @@ class ClauseWriter(PhraseWriter):
         elif (mode, tense) == ("simple", "present") and not negative and not action.is_state and self.chance(0.3):
             adverb = Phrase(*self.pick(lex.FREQUENCIES))
         return Moment(mode, tense, negative, question, time, adverb)
+
+    def form(self, verb_phrase: str, is_state: bool) -> Form:
+        """A mode and tense that the verb can have; nobody *is seeing* things."""
+        mode, tense = self.pick(STATE_FORMS if is_state else ACTION_FORMS)
+        return ("simple", tense) if mode == "progressive" and verb_phrase.startswith("see") else (mode, tense)
 
     def time(self, mode: Mode, tense: Tense) -> Phrase:
         """A time that suits the verb form; empty if none does."""

@@ -187,8 +187,8 @@ class PhraseWriter:
         """Going or coming to a place."""
         verb, name = self.pick(lex.MOTIONS), self.pick(lex.PLACE_NAMES)
         place, ride = lex.PLACES[name], Phrase()
-        if with_extras and self.chance(0.3):
-            words, vehicle = self.pick(lex.RIDES)
+        if with_extras and name not in lex.NEAR_PLACES and self.chance(0.3):
+            words, vehicle = self.pick(lex.RIDES if name in lex.FAR_PLACES else lex.RIDES[:-1])
             ride = Phrase(words, attach(vehicle, "으로/로"))
         words, complements = join(verb.english, place.to, ride.english), join(ride.korean, place.korean + "에")
         return Action(words, complements, verb.korean, f"{verb.english} {name}")

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from lit_transformer.data.teaching import english, korean
 from lit_transformer.data.teaching import lexicon as lex
 from lit_transformer.data.teaching.clauses import (
-    ACTION_FORMS,
-    STATE_FORMS,
     Moment,
     Sentence,
     key_of,
@@ -126,10 +124,11 @@ class SentenceWriter(StateWriter):
         text = join(self.topic(subject), moment.time.korean, action.complements, end)
         return self.close(words, text, key_of(subject, action, moment), question=True)
 
-    def open_moment(self, is_state: bool = False) -> Moment:
+    def open_moment(self, action: Action) -> Moment:
         """A mode and tense with a time that suits them."""
-        mode, tense = self.pick(STATE_FORMS if is_state else ACTION_FORMS)
-        return Moment(mode, tense, time=self.time(mode, tense) if not is_state and self.chance(0.3) else Phrase())
+        mode, tense = self.form(action.english, action.is_state)
+        has_time = not action.is_state and self.chance(0.3)
+        return Moment(mode, tense, time=self.time(mode, tense) if has_time else Phrase())
 
     def asker(self) -> Subject:
         """Somebody one asks about."""
@@ -146,7 +145,7 @@ class SentenceWriter(StateWriter):
         thing = attach("누구" if is_person else "무엇", verb.particle)
         complements = join(place.korean + "에서" if place.korean else "", thing)
         action = Action(join(verb.english, place.at), complements, verb.korean, verb.english, verb.is_state)
-        return self.ask("who" if is_person else "what", subject, action, self.open_moment(verb.is_state))
+        return self.ask("who" if is_person else "what", subject, action, self.open_moment(action))
 
     def ask_subject(self) -> Sentence:
         """*Who ate the apples?*."""
@@ -166,7 +165,7 @@ class SentenceWriter(StateWriter):
         word, korean_word = self.pick(lex.CIRCUMSTANCES)
         while word == "where" and action.english.split()[0] in ("go", "come", "give", "send", "show", "lend", "visit"):
             action = self.deed_without_extras(subject)
-        moment = self.open_moment()
+        moment = self.open_moment(action)
         if word == "when":
             moment = moment._replace(time=Phrase())
         complements = join(korean_word, action.complements)
@@ -174,8 +173,8 @@ class SentenceWriter(StateWriter):
 
     def ask_goal(self) -> Sentence:
         """*Where did she go yesterday?*, *how will you come to the park?*."""
-        subject, moment = self.asker(), self.open_moment()
-        action = self.motion(with_extras=False)
+        subject, action = self.asker(), self.motion(with_extras=False)
+        moment = self.open_moment(action)
         if self.chance(0.5):
             return self.ask("where", subject, Action("go", "어디에", "가다", "go"), moment)
         return self.ask("how", subject, action._replace(complements="어떻게 " + action.complements), moment)
@@ -185,11 +184,10 @@ class SentenceWriter(StateWriter):
         subject = self.asker()
         verb = self.pick(lex.COUNTING_VERBS)
         noun = self.other_noun(lex.countable(verb), subject)
-        moment = self.open_moment()
         amount = join(attach(noun.korean, "을/를"), "몇 " + noun.counter)
         action = Action(verb.english, amount, verb.korean, f"{verb.english} {noun.english}")
         unit = f"{english.plural(noun.measure)} of {noun.english}" if noun.measure else noun.english
-        return self.ask(f"how many {unit}", subject, action, moment)
+        return self.ask(f"how many {unit}", subject, action, self.open_moment(action))
 
 
 CONSTRUCTIONS: tuple[Callable[[SentenceWriter], Sentence], ...] = (

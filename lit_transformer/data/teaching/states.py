@@ -98,19 +98,19 @@ class StateWriter(ClauseWriter):
         text = join(topic, self.spoken(owner[1]), korean.be(noun.korean, tense, self.style, negative))
         return self.close(words, text, f"{pointer} be {owner[0]} {noun.singular} {tense}", question=question)
 
-    def location(self, of_animal: bool = False) -> Phrase:
+    def location(self, group: str) -> Phrase:
         """*in the park* or *under the table*, with the particle of being there."""
-        if self.chance(0.5):
-            place = self.pick(lex.OUTDOORS if of_animal else lex.INDOORS)
+        if self.chance(0.5) or group in ("farm", "wild"):
+            place = self.pick(lex.OUTDOORS if group in lex.ANIMALS else lex.INDOORS)
             return Phrase(place.at, place.korean + "에")
         preposition, side = self.pick(lex.POSITIONS)
-        landmark, korean_landmark = self.pick(lex.LANDMARKS)
+        landmark, korean_landmark = self.pick(lex.SURFACES if preposition == "on" else lex.LANDMARKS)
         return Phrase(f"{preposition} {landmark}", f"{korean_landmark} {side}에")
 
     def existence(self) -> Sentence:
         """*There are two dogs in the park*, *there is no pen on the table*."""
         noun = self.noun(lex.PLACEABLE)
-        where = self.location(of_animal=noun.group in lex.ANIMALS)
+        where = self.location(noun.group)
         counted = self.chance(0.5)
         thing = self.counted(noun) if counted else Phrase(english.with_article(noun.singular), noun.korean)
         negative = not counted and self.chance(0.35)
@@ -126,11 +126,11 @@ class StateWriter(ClauseWriter):
     def whereabouts(self) -> Sentence:
         """*My phone is under the chair*, *where is the cat?*."""
         noun = self.noun(lex.PLACEABLE)
-        where = self.location(of_animal=noun.group in lex.ANIMALS)
+        where = self.location(noun.group)
         thing = self.pointed_at(noun)
         subject = Subject(thing.english, thing.korean)
         if noun.group in lex.ANIMALS and self.chance(0.6):
-            subject = self.creature()
+            subject, where = self.creature(), self.location("wild")
         elif self.chance(0.3):
             subject = self.pick(lex.SUBJECTS[1:] + lex.RELATIVES)
             place = self.pick(lex.INDOORS)
