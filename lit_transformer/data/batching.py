@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -134,14 +135,49 @@ class TokenBudgetBatches:
         return [*batches, batch] if batch else batches
 
 
+@dataclass
+class LengthLimits:
+    """Which sentence pairs are left out of training.
+
+    Args:
+        max_length: Longest sentence, in tokens with EOS.
+        max_length_ratio: Largest ratio of the two lengths of a pair; None allows any.
+
+    Raises:
+        ValueError: If ``max_length`` is below 2 or ``max_length_ratio`` below 1.
+
+    Example:
+        >>> LengthLimits(max_length=9, max_length_ratio=2).verdict(3, 7)
+        'ratio'
+    """
+
+    max_length: int = 256
+    max_length_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2 to hold a token and EOS, got {self.max_length}")
+        if self.max_length_ratio is not None and self.max_length_ratio < 1:
+            raise ValueError(f"max_length_ratio must be at least 1, got {self.max_length_ratio}")
+
+    def verdict(self, src_length: int, tgt_length: int) -> str | None:
+        """Why a pair of these lengths is left out; None if it stays."""
+        short, long = sorted((src_length, tgt_length))
+        if long > self.max_length:
+            return "overlong"
+        if self.max_length_ratio is not None and long > self.max_length_ratio * short:
+            return "ratio"
+        return None
+
+
 def deal(batches: list[Rows], parts: int) -> list[Rows]:
     """Splits a few batches into exactly ``parts``, halving the largest again and again; some may stay empty.
 
     A part is always cut out of one batch, so it keeps within the budget.
 
     Example:
-        >>> deal([[1, 2, 3, 4], [5]], 4)
-        [[1, 2], [3, 4], [5], []]
+        >>> deal([[1, 2, 3], [4]], 3)
+        [[1, 2], [3], [4]]
     """
     dealt = list(batches)
     while len(dealt) < parts:

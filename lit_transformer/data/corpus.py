@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import glob
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
+from lit_transformer.data.tables import DatasetRows
 from lit_transformer.data.textfiles import (
     CorpusError,
     FilePair,
     Row,
     State,
     TextFiles,
-    approximate_lines,
     expand,
-    file_identity,
     find_aligned,
     is_address,
 )
@@ -29,15 +28,6 @@ from lit_transformer.interfaces import SentencePair
 __all__ = ["CorpusError", "ParallelCorpus", "TeachingCorpus"]
 
 CHUNK_ROWS = 1000  # rows read at once
-_UNKNOWN_ROWS = 1_000_000  # stands for the size of a stream that does not tell; only proportions depend on it
-_BUILDERS = {
-    ".parquet": ("parquet", {}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".ndjson": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t", "quoting": 3}),  # 3: quotation marks are ordinary characters
-}
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
 
 
@@ -162,7 +152,7 @@ class ParallelCorpus:
 
     def approximate_rows(self) -> int:
         """About how many rows there are; several corpora are mixed in this proportion."""
-        return max(1, min(self._opened().approximate_rows(), self.max_rows or _UNKNOWN_ROWS**2))
+        return max(1, min(self._opened().approximate_rows(), self.max_rows or sys.maxsize))
 
     def open(self) -> Source:
         """Finds out what the arguments name. Override this to add a source of another kind.
@@ -230,121 +220,14 @@ class TeachingCorpus(ParallelCorpus):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(f"teaching text, {style}", "en", "ko", split=split, max_rows=max_rows)
-        self.style = style
+        self._choice = split, style
 
     def open(self) -> Source:
         """Makes the sentences of this split."""
         from lit_transformer.data.teaching import teaching_pairs
 
-        pairs = teaching_pairs(self.split, self.style)
+        pairs = teaching_pairs(*self._choice)
         return _Rows([{"en": pair.src, "ko": pair.tgt} for pair in pairs])
-
-
-class DatasetRows:
-    """Rows of anything that `datasets` can stream: Hub datasets, folders and tables in files.
-
-    Args:
-        path: A Hub name, optionally with ``@revision``, a folder, or the name of a builder such as ``parquet``.
-        name: Configuration of the dataset.
-        split: Part of the dataset.
-        files: The data files, if ``path`` is a builder.
-        options: Further options of the builder.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        name: str | None = None,
-        split: str = "train",
-        files: list[str] | None = None,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        self.path, self.name, self.split, self.files, self.options = path, name, split, files, options or {}
-
-    @classmethod
-    def from_files(cls, pattern: str, split: str) -> DatasetRows:
-        """The table files that a path or pattern names.
-
-        Raises:
-            CorpusError: If there are none, or their ending is not known.
-        """
-        local = not is_address(pattern) and glob.has_magic(pattern) and not os.path.exists(pattern)
-        files = sorted(glob.glob(pattern, recursive=True)) if local else [pattern]
-        if not files:
-            raise CorpusError(f"no file matches {pattern}")
-        ending = next((part for part in reversed(re.findall(r"\.\w+", os.path.basename(files[0])))
-                       if part in _BUILDERS), None)  # fmt: skip
-        if ending is None:
-            raise CorpusError(
-                f"cannot tell what {files[0]} is: expected an ending among {', '.join(_BUILDERS)}, or for "
-                "line-aligned text src_path and tgt_path"
-            )
-        builder, options = _BUILDERS[ending]
-        return cls(builder, None, split, files, options)
-
-    def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
-        """Rows from the place ``state`` on; ``iter(batch_size)`` keeps all rows in every worker process."""
-        dataset = self._load()
-        if state is not None:
-            dataset.load_state_dict(copy.deepcopy(state))
-        batches = iter(dataset.iter(batch_size=size))
-        while True:
-            try:
-                columns = next(batches, None)
-            except Exception as error:  # readers below `datasets` raise whatever they like
-                raise CorpusError(f"cannot read {self._label()}: {_first_line(error)}") from error
-            if columns is None:
-                return
-            names = list(columns)
-            rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-            yield rows, copy.deepcopy(dataset.state_dict())
-
-    def fingerprint(self) -> list[Any]:
-        """Names, sizes and ends of the files; of a Hub dataset its name and revision."""
-        files = self.files or []
-        if os.path.isdir(self.path):
-            found = sorted(glob.glob(os.path.join(self.path, "**", "*"), recursive=True))
-            files = [path for path in found if os.path.isfile(path)]
-        place = "folder" if os.path.isdir(self.path) else self.path
-        return [place, self.name, self.split, *map(file_identity, files)]
-
-    def approximate_rows(self) -> int:
-        """From parquet's own count, the lines of a file, or what the Hub says."""
-        if self.path == "parquet" and not any(map(is_address, self.files or [])):
-            return sum(map(_parquet_rows, self.files or []))
-        if self.files:
-            return sum(map(approximate_lines, self.files))
-        splits = self._load().info.splits or {}
-        known = splits[self.split].num_examples if self.split in splits else 0
-        return known or _UNKNOWN_ROWS
-
-    def _load(self) -> Any:
-        import datasets  # type: ignore[import-untyped]
-
-        path, _, revision = self.path.partition("@") if not os.path.exists(self.path) else (self.path, "", "")
-        files = {"data_files": {self.split: self.files}} if self.files else {}
-        missing = [file for file in self.files or [] if not is_address(file) and not os.path.isfile(file)]
-        if missing:
-            raise CorpusError(f"cannot open {missing[0]}: No such file or directory")
-        try:
-            return datasets.load_dataset(
-                path, self.name, split=self.split, revision=revision or None, streaming=True, **files, **self.options
-            )
-        except Exception as error:  # the Hub client raises errors of several network libraries
-            raise CorpusError(f"cannot open {self._label()}: {_first_line(error)}{self._hint(error)}") from error
-
-    def _label(self) -> str:
-        if self.files:
-            return self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
-        kind = "folder" if os.path.isdir(self.path) else "Hub dataset"
-        return f"the {kind} {self.path}" + (f" ({self.name})" if self.name else "") + f", split {self.split!r}"
-
-    def _hint(self, error: Exception) -> str:
-        if self.files or os.path.isdir(self.path):
-            return ""
-        if isinstance(error, OSError) or "connect" in str(error).lower():
-            return " (there is no local file of this name either, and no network or no such dataset)"
-        return ""
 
 
 class _Rows:
@@ -363,19 +246,3 @@ class _Rows:
 
     def approximate_rows(self) -> int:
         return len(self._all)
-
-
-def _parquet_rows(path: str) -> int:
-    from pyarrow import ArrowException  # type: ignore[import-untyped]
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
-
-    try:
-        with ParquetFile(path) as file:
-            return int(file.metadata.num_rows)
-    except (OSError, ArrowException) as error:
-        raise CorpusError(f"cannot read {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error  # "An error occurred while generating the dataset" hides the reason
-    return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")

@@ -15,12 +15,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 
-from lit_transformer.data.batching import TokenBudgetBatches
+from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.stream import (
     Cursor,
-    LengthLimits,
     MixedRows,
     Pool,
     PoolStream,
@@ -55,8 +54,8 @@ class TranslationDataModule(L.LightningDataModule):
         predict: Text to translate; it needs no target side.
         vocab_size: Size of the target vocabulary, and of the source vocabulary if they are shared, in tokens.
         src_vocab_size: Size of a source vocabulary of its own, in tokens; None shares one vocabulary.
-        tokenizer: Another recipe than shared byte-pair encoding, or a tokenizer that is trained already. Its sizes
-            must be those above.
+        tokenizer: Another recipe than byte-pair encoding, or a tokenizer that is trained already. A recipe takes over
+            the sizes above; if it sets its own, they must be the same.
         tokenizer_path: File to take the tokenizer from; ``fit`` writes it if it is not there. None means
             ``tokenizer.json`` in the ``default_root_dir`` of the Trainer, made anew when text or recipe change.
         tokenizer_max_pairs: Sentence pairs of the training text that a new tokenizer is made from, at most.
@@ -100,12 +99,8 @@ class TranslationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
-        self.corpora = {
-            "train": _listed(train),
-            "val": _listed(val),
-            "test": _listed(test),
-            "predict": _listed(predict),
-        }
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.corpora = {part: _listed(corpora) for part, corpora in given.items()}
         self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
         self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
@@ -114,7 +109,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._check_numbers()
         self._has_recipe = tokenizer is not None
         self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
-        self._tokenizer = tokenizer or self._default_tokenizer()
+        self._tokenizer = self._with_sizes(tokenizer or SubwordTokenizer())
         self._check_sizes(self._tokenizer)
         self.cursor: Cursor = start_of(0)
         self.dropped: Counter[str] = Counter()
@@ -243,9 +238,14 @@ class TranslationDataModule(L.LightningDataModule):
             place = pool.cursor
             logger.info("epoch %d, pool %d: dropped %s sentence pairs", place["epoch"], place["pool"], reasons)
 
-    def _default_tokenizer(self) -> SubwordTokenizer:
-        joint = self.src_vocab_size is None
-        return SubwordTokenizer(vocab_size=self.vocab_size, src_vocab_size=self.src_vocab_size, joint=joint)
+    def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
+        """The recipe with the sizes of the data module, where it does not set its own."""
+        recipe = dict(tokenizer.recipe)
+        if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
+            recipe["vocab_size"] = self.vocab_size
+        if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
+            recipe["src_vocab_size"], recipe["joint"] = self.src_vocab_size, False
+        return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
 
     def _check_numbers(self) -> None:
         for name in ("max_tokens", "eval_max_tokens", "pool_size", "tokenizer_max_pairs"):
@@ -253,22 +253,18 @@ class TranslationDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
-        if self.limits.max_length < 2:
-            raise ValueError(f"max_length must be at least 2 to hold a token and EOS, got {self.limits.max_length}")
         if self.limits.max_length > self.eval_max_tokens:
             raise ValueError(
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
             )
-        if self.limits.max_length_ratio is not None and self.limits.max_length_ratio < 1:
-            raise ValueError(f"max_length_ratio must be at least 1, got {self.limits.max_length_ratio}")
 
     def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
-        wanted = (self.src_vocab_size or self.vocab_size, self.vocab_size)
-        got = (tokenizer.src_vocab_size, tokenizer.vocab_size)
+        wanted = (self.vocab_size, self.src_vocab_size)
+        got = (tokenizer.vocab_size, None if tokenizer.joint else tokenizer.src_vocab_size)
         if got != wanted:
-            raise ValueError(
-                f"the tokenizer has {got[0]} source and {got[1]} target tokens, but the data module is set to "
-                f"{wanted[0]} and {wanted[1]}: make vocab_size and src_vocab_size agree"
+            raise CorpusError(
+                f"the tokenizer has vocab_size={got[0]} and src_vocab_size={got[1]} (None: one shared vocabulary), but "
+                f"the data module is set to {wanted[0]} and {wanted[1]}: make them agree"
             )
 
     def _load_tokenizer(self) -> None:

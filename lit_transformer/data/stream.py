@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from lit_transformer.data.batching import Ragged, Rows, TokenBudgetBatches, collate, deal
+from lit_transformer.data.batching import LengthLimits, Ragged, Rows, TokenBudgetBatches, collate, deal
 from lit_transformer.data.corpus import CHUNK_ROWS, ParallelCorpus
 from lit_transformer.data.textfiles import CorpusError, Row
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -29,28 +29,6 @@ def start_of(epoch: int) -> Cursor:
     of that pool are done, and where each corpus stood when the pool began.
     """
     return {"epoch": epoch, "pool": 0, "batch": 0, "sources": None}
-
-
-@dataclass
-class LengthLimits:
-    """Which sentence pairs are left out of training.
-
-    Args:
-        max_length: Longest sentence, in tokens with EOS.
-        max_length_ratio: Largest ratio of the two lengths of a pair; None allows any.
-    """
-
-    max_length: int = 256
-    max_length_ratio: float | None = None
-
-    def verdict(self, src_length: int, tgt_length: int) -> str | None:
-        """Why a pair of these lengths is left out; None if it stays."""
-        short, long = sorted((src_length, tgt_length))
-        if long > self.max_length:
-            return "overlong"
-        if self.max_length_ratio is not None and long > self.max_length_ratio * short:
-            return "ratio"
-        return None
 
 
 @dataclass

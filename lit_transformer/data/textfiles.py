@@ -44,11 +44,11 @@ class TextFiles:
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows ``{column: line}``, at most ``size`` at once, each time with the place that follows them."""
         at = state or {"line": 0, "bytes": [0] * len(self.columns)}
-        readers = [
-            LineReader(path, at["line"], offset) for (_, path), offset in zip(self.columns, at["bytes"], strict=True)
-        ]
         names = [name for name, _ in self.columns]
+        readers: list[LineReader] = []
         try:
+            for (_, path), offset in zip(self.columns, at["bytes"], strict=True):
+                readers.append(LineReader(path, at["line"], offset))
             while True:
                 columns = [reader.take(size) for reader in readers]
                 if len({len(lines) for lines in columns}) > 1:
@@ -81,11 +81,12 @@ class LineReader:
 
     def __init__(self, path: str, line: int = 0, offset: int = 0) -> None:
         self.path, self.line, self.bytes = path, line, 0
+        codec = _codec(path)
         try:
             self._raw = open_raw(path)
         except OSError as error:
             raise CorpusError(f"cannot open {path}: {error.strerror or error}") from error
-        self._file = _decompressed(self._raw, path)
+        self._file: BinaryIO = self._raw if codec is None else io.BufferedReader(_Inflated(self._raw, codec), _BLOCK)
         self._skip(offset)
 
     def take(self, count: int) -> list[str]:
@@ -233,11 +234,6 @@ def approximate_lines(path: str) -> int:
     except _BROKEN as error:
         raise CorpusError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     return max(1, text.count(b"\n") * size // max(len(start), 1))
-
-
-def _decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    codec = _codec(path)
-    return raw if codec is None else io.BufferedReader(_Inflated(raw, codec), _BLOCK)
 
 
 def _codec(path: str) -> Callable[[], Any] | None:

@@ -298,7 +298,7 @@ def test_error_in_a_worker_stays_one_sentence(tmp_path):
     with (tmp_path / "train.de").open("ab") as file:
         file.write(b"too much\n")
     data = make_data(tmp_path, train=corpus, num_workers=2, tokenizer_max_pairs=50)
-    with pytest.raises(CorpusError, match="has 300 lines and .* has 301 lines") as caught:
+    with pytest.raises(CorpusError, match=r"has 300 lines and .* has 301 lines") as caught:
         make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
     assert "\n" not in str(caught.value)
 
@@ -311,7 +311,8 @@ def test_error_in_a_worker_stays_one_sentence(tmp_path):
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"max_length": 300, "eval_max_tokens": 200}, "eval_max_tokens=200 cannot hold"),
         ({"max_length_ratio": 0.5}, "max_length_ratio must be at least 1"),
-        ({"tokenizer": SubwordTokenizer(vocab_size=500)}, "has 500 source and 500 target tokens.* 400 and 400"),
+        ({"tokenizer": SubwordTokenizer(vocab_size=500)}, "has vocab_size=500 and src_vocab_size=None .* 400 and None"),
+        ({"tokenizer": SubwordTokenizer(joint=False)}, "has vocab_size=400 and src_vocab_size=400 .* 400 and None"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, settings, message):
@@ -319,8 +320,16 @@ def test_bad_arguments_are_named(tmp_path, settings, message):
         make_data(tmp_path, **settings)
 
 
+def test_recipe_takes_the_sizes_of_the_data_module(tmp_path):
+    data = make_data(tmp_path, tokenizer=SubwordTokenizer("unigram", lowercase=True), src_vocab_size=350)
+    make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
+    tokenizer = data.tokenizer
+    assert (tokenizer.recipe["model"], tokenizer.recipe["lowercase"], tokenizer.joint) == ("unigram", True, False)
+    assert (tokenizer.vocab_size, tokenizer.src_vocab_size) == (400, 350)
+
+
 def test_missing_parts_are_named(tmp_path):
-    with pytest.raises(CorpusError, match="tokenizer_path=.* does not exist, and only fit can make it"):
+    with pytest.raises(CorpusError, match=r"tokenizer_path=.* does not exist, and only fit can make it"):
         make_trainer(tmp_path).test(Tiny(), make_data(tmp_path), verbose=False)
     make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path))
     with pytest.raises(MisconfigurationException, match="no test corpus is given"):
@@ -328,7 +337,7 @@ def test_missing_parts_are_named(tmp_path):
     blind = ParallelCorpus(str(tmp_path / "train"), tgt=None)
     with pytest.raises(CorpusError, match="has no target side, which test needs"):
         make_trainer(tmp_path).test(Tiny(), make_data(tmp_path, test=blind), verbose=False)
-    data = make_data(tmp_path, test=blind, tokenizer_path=None)
+    data = make_data(tmp_path, test=write_corpus(tmp_path, 5, "t"), tokenizer_path=None)
     with pytest.raises(MisconfigurationException, match="there is no tokenizer yet"):
         make_trainer(tmp_path / "empty").test(Tiny(), data, verbose=False)
 
@@ -367,7 +376,8 @@ from pathlib import Path
 from test_datamodule import Tiny, make_data, make_trainer, write_corpus
 
 folder = Path(sys.argv[2])
-data = make_data(folder, 211, train=write_corpus(folder, 211), test=write_corpus(folder, 31, "test"), num_workers=int(sys.argv[3]))
+data = make_data(folder, 211, train=write_corpus(folder, 211), test=write_corpus(folder, 31, "test"),
+                 num_workers=int(sys.argv[3]))
 trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, logger=False,
                     enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
 module = Tiny()

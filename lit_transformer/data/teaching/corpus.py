@@ -33,7 +33,8 @@ def teaching_pairs(split: Split, style: Style = "plain") -> list[SentencePair]:
 
     Args:
         split: ``train`` (more than 50,000 pairs), ``validation`` (500) or ``test`` (1,000).
-        style: ``plain`` as among friends (해체), or ``polite`` (해요체); the English sentences are the same.
+        style: ``plain`` as among friends (해체), or ``polite`` (해요체); training has the same
+            English sentences in both.
 
     Returns:
         The pairs, in a fixed order that mixes all constructions.

@@ -1,0 +1,318 @@
+"""Every format and compression gives the same pairs; every broken input gives one clear sentence."""
+
+import bz2
+import gzip
+import json
+import lzma
+import pickle
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus, TeachingCorpus
+from lit_transformer.interfaces import SentencePair
+
+PAIRS = [SentencePair(f"line {n} “quoted”, tab-free", f"Zeile {n} äöü 나는") for n in range(57)]
+PAIRS[3] = SentencePair('a "quote', "unpaired")
+PAIRS[5] = SentencePair("line\u2028separator \x0c \x85 inside", "ein\rWagenrücklauf")
+TABLE = [{"en": pair.src, "de": pair.tgt} for pair in PAIRS]
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
+
+
+def write_text(folder, name="train", ending="", pairs=PAIRS, newline="\n"):
+    for side, lines in (("en", [pair.src for pair in pairs]), ("de", [pair.tgt for pair in pairs])):
+        text = "".join(line + newline for line in lines)
+        (folder / f"{name}.{side}{ending}").write_bytes(COMPRESS[ending](text.encode()))
+    return folder / name
+
+
+def write_table(folder, kind):
+    path = folder / f"data.{kind}"
+    if kind.startswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(TABLE), folder / "data.parquet", row_group_size=20)
+        return folder / "data.parquet"
+    if kind.startswith("json"):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in TABLE)
+        path.write_bytes(COMPRESS["." + kind.split(".")[1] if "." in kind else ""](lines.encode()))
+    elif kind == "translation.jsonl":
+        path.write_text("".join(json.dumps({"id": 1, "translation": row}) + "\n" for row in TABLE))
+    elif kind == "tsv":
+        path.write_text("en\tde\n" + "".join(f"{p.src}\t{p.tgt}\n" for p in PAIRS), newline="\n")
+    else:
+        quoted = (
+            "".join(f'"{s.replace(chr(34), chr(34) * 2)}"' for s in (p.src,)) + ',"' + p.tgt + '"\n' for p in PAIRS
+        )
+        path.write_text("en,de\n" + "".join(quoted), newline="")
+    return path
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_aligned_text_files(tmp_path, ending, newline):
+    corpus = ParallelCorpus(str(write_text(tmp_path, ending=ending, newline=newline)))
+    assert list(corpus) == PAIRS
+
+
+def test_two_text_files_by_name_and_a_folder_with_splits(tmp_path):
+    write_text(tmp_path, "dev")
+    by_name = ParallelCorpus(src_path=str(tmp_path / "dev.en"), tgt_path=str(tmp_path / "dev.de"))
+    in_folder = ParallelCorpus(str(tmp_path), split="dev")
+    assert list(by_name) == list(in_folder) == PAIRS
+
+
+def test_text_without_last_newline_and_with_byte_order_mark(tmp_path):
+    (tmp_path / "a.en").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
+    (tmp_path / "a.de").write_bytes(b"eins\nleer\nzwei")
+    assert list(ParallelCorpus(str(tmp_path / "a"))) == [("one", "eins"), ("", "leer"), ("two", "zwei")]
+
+
+def test_source_only(tmp_path):
+    write_text(tmp_path)
+    corpus = ParallelCorpus(str(tmp_path / "train"), tgt=None)
+    assert list(corpus) == [(pair.src, "") for pair in PAIRS]
+
+
+@pytest.mark.parametrize(
+    "kind", ["parquet", "jsonl", "jsonl.gz", "json.xz", "jsonl.zst", "translation.jsonl", "tsv", "csv"]
+)
+def test_tables(tmp_path, kind):
+    pairs = list(ParallelCorpus(str(write_table(tmp_path, kind))))
+    # table readers split at a lone carriage return unless it is quoted, as they should
+    expected = [pair for pair in PAIRS if "\r" not in pair.tgt] if kind == "tsv" else PAIRS
+    assert [pair for pair in pairs if pair in expected] == expected
+
+
+def test_pattern_reads_all_files_in_order(tmp_path):
+    for number in range(3):
+        pq.write_table(pa.Table.from_pylist(TABLE[number::3]), tmp_path / f"part{number}.parquet")
+    corpus = ParallelCorpus(str(tmp_path / "part*.parquet"))
+    assert list(corpus) == [PAIRS[row] for number in range(3) for row in range(number, 57, 3)]
+    assert corpus.approximate_rows() == 57
+
+
+def test_folder_with_splits_by_file_name(tmp_path):
+    pq.write_table(pa.Table.from_pylist(TABLE[:40]), tmp_path / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(TABLE[40:]), tmp_path / "test.parquet")
+    assert list(ParallelCorpus(str(tmp_path), split="test")) == PAIRS[40:]
+    with pytest.raises(CorpusError, match=r"validation.*train.*test"):
+        list(ParallelCorpus(str(tmp_path), split="validation"))
+
+
+def test_paths_may_use_home_and_variables(tmp_path, monkeypatch):
+    write_text(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MY_TEXT", str(tmp_path))
+    assert list(ParallelCorpus("~/train")) == list(ParallelCorpus("$MY_TEXT/train")) == PAIRS
+    with pytest.raises(CorpusError, match=r"uses \$NO_SUCH_PLACE, which is not set"):
+        list(ParallelCorpus("$NO_SUCH_PLACE/train"))
+
+
+@pytest.mark.parametrize("kind", ["", ".gz", ".zst", "parquet", "jsonl", "jsonl.gz", "csv"])
+def test_resume_at_any_chunk_and_twice(tmp_path, kind):
+    place = write_text(tmp_path, ending=kind) if kind in COMPRESS else write_table(tmp_path, kind)
+
+    def read(state=None):
+        return list(ParallelCorpus(str(place)).rows(state, size=10))
+
+    whole = read()
+    for done in range(1, len(whole)):
+        state = json.loads(json.dumps(whole[done - 1][1]))  # plain data only
+        rest = read(state)
+        assert [rows for rows, _ in rest] == [rows for rows, _ in whole[done:]]
+        assert [state["row"] for _, state in rest] == [state["row"] for _, state in whole[done:]]
+        if len(rest) > 1:
+            assert [rows for rows, _ in read(rest[0][1])] == [rows for rows, _ in whole[done + 1 :]]
+
+
+@pytest.mark.parametrize("limit", [1, 10, 25, 57, 100])
+def test_max_rows(tmp_path, limit):
+    corpus = ParallelCorpus(str(write_text(tmp_path)), max_rows=limit)
+    chunks = list(corpus.rows(size=10))
+    assert list(corpus) == PAIRS[:limit]
+    assert list(corpus.rows(chunks[-1][1])) == []
+    assert corpus.approximate_rows() == min(limit, 57)
+
+
+def test_subclass_reads_rows_its_own_way(tmp_path):
+    class Swapped(ParallelCorpus):
+        def read_row(self, row):
+            return SentencePair(row["de"], row["en"]) if "1" in row["en"] else None
+
+    corpus = Swapped(str(write_table(tmp_path, "jsonl")))
+    assert list(corpus) == [(pair.tgt, pair.src) for pair in PAIRS if "1" in pair.src]
+
+
+def test_missing_values_are_empty_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"en": "x", "de": "y"}\n{"en": null, "de": "z"}\n')
+    assert list(ParallelCorpus(str(tmp_path / "a.jsonl"))) == [("x", "y"), ("", "z")]
+
+
+def test_fingerprint_follows_the_text_and_not_the_place(tmp_path):
+    (tmp_path / "copy").mkdir()
+    first = ParallelCorpus(str(write_text(tmp_path))).fingerprint()
+    assert ParallelCorpus(str(write_text(tmp_path / "copy"))).fingerprint() == first
+    assert ParallelCorpus(str(tmp_path / "train"), max_rows=5).fingerprint() != first
+    edited = [SentencePair(pair.src.replace("7", "8"), pair.tgt) for pair in PAIRS]
+    assert ParallelCorpus(str(write_text(tmp_path, pairs=edited))).fingerprint() != first
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_estimates_rows(tmp_path, ending):
+    many = [SentencePair(f"a line of text number {n % 997}", "b") for n in range(60_000)]
+    estimate = ParallelCorpus(str(write_text(tmp_path, ending=ending, pairs=many))).approximate_rows()
+    assert 45_000 < estimate < 80_000
+
+
+def test_corpus_is_picklable_for_worker_processes(tmp_path):
+    corpus = ParallelCorpus(str(write_text(tmp_path)))
+    corpus.fingerprint()
+    assert list(pickle.loads(pickle.dumps(corpus))) == PAIRS
+
+
+def test_teaching_text():
+    corpus = TeachingCorpus("test", max_rows=300)
+    pairs = list(corpus)
+    assert len(pairs) == 300
+    assert list(corpus.rows(size=100))[1][0][0] == {"en": pairs[100].src, "ko": pairs[100].tgt}
+    assert TeachingCorpus("test").fingerprint() != TeachingCorpus("test", style="polite").fingerprint()
+
+
+def unequal(folder):
+    write_text(folder)
+    with (folder / "train.de").open("a") as file:
+        file.write("one more\n")
+    return ParallelCorpus(str(folder / "train")), r"train\.en has 57 lines and .*train\.de has 58 lines"
+
+
+def one_side(folder):
+    write_text(folder)
+    return ParallelCorpus(str(folder / "train"), tgt="fr"), r"found .*train\.en but not .*train\.fr"
+
+
+def missing_text(folder):
+    corpus = ParallelCorpus(src_path=str(folder / "no.en"), tgt_path=str(folder / "no.de"))
+    return corpus, r"cannot open .*no\.en: No such file or directory"
+
+
+def missing_table(folder):
+    return ParallelCorpus(str(folder / "no.parquet")), r"no\.parquet is no file, folder or Hub dataset"
+
+
+def no_match(folder):
+    return ParallelCorpus(str(folder / "*.parquet")), r"no file matches .*\*\.parquet"
+
+
+def unknown_ending(folder):
+    (folder / "a.docx").write_text("x")
+    return ParallelCorpus(str(folder / "a.docx")), r"cannot tell what .*a\.docx is"
+
+
+def wrong_column(folder):
+    corpus = ParallelCorpus(str(write_table(folder, "jsonl")), src="enn")
+    return corpus, r"has no column 'enn', there are en, de; did you mean 'en'"
+
+
+def not_text(folder):
+    (folder / "a.jsonl").write_text('{"en": 3, "de": "y"}\n')
+    return ParallelCorpus(str(folder / "a.jsonl")), r"column 'en' of .* holds int, expected text: 3"
+
+
+def truncated(ending):
+    def make(folder):
+        path = write_text(folder, ending=ending, pairs=[SentencePair(f"{n * 7919} {n}", "x") for n in range(50_000)])
+        file = folder / f"train.en{ending}"
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        return ParallelCorpus(str(path)), rf"train\.en{ending} is broken after line \d+: .*cut off"
+
+    return make
+
+
+def damaged(ending):
+    def make(folder):
+        path = write_text(folder, ending=ending)
+        (folder / f"train.de{ending}").write_bytes(b"this is not compressed at all")
+        return ParallelCorpus(str(path)), rf"train\.de{ending} is broken after line 0"
+
+    return make
+
+
+def broken_table(kind):
+    def make(folder):
+        path = write_table(folder, kind)
+        path.write_bytes(path.read_bytes()[:-50] + b"{")
+        return ParallelCorpus(str(path)), rf"cannot (open|read) .*data\.{kind}: \S+"
+
+    return make
+
+
+def not_utf8(folder):
+    write_text(folder)
+    lines = (folder / "train.de").read_bytes().split(b"\n")
+    lines[6] = b"Gr\xfc\xdfe"
+    (folder / "train.de").write_bytes(b"\n".join(lines))
+    return ParallelCorpus(str(folder / "train")), r"train\.de line 7 is not UTF-8 at byte 3 of the line"
+
+
+def empty_text(folder):
+    write_text(folder, pairs=[])
+    return ParallelCorpus(str(folder / "train")), r"train, en-de\) is empty: expected at least one row"
+
+
+def empty_table(folder):
+    pq.write_table(pa.table({"en": pa.array([], pa.string()), "de": pa.array([], pa.string())}), folder / "a.parquet")
+    return ParallelCorpus(str(folder / "a.parquet")), "is empty: expected at least one row"
+
+
+BAD = {
+    "unequal": unequal, "one side": one_side, "missing text": missing_text, "missing table": missing_table,
+    "no match": no_match, "unknown ending": unknown_ending, "wrong column": wrong_column, "not text": not_text,
+    "not UTF-8": not_utf8, "empty text": empty_text, "empty table": empty_table,
+    **{f"truncated {ending}": truncated(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
+    **{f"damaged {ending}": damaged(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
+    **{f"broken {kind}": broken_table(kind) for kind in ("parquet", "jsonl", "jsonl.gz")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_clear_sentence(tmp_path, case):
+    corpus, message = BAD[case](tmp_path)
+    with pytest.raises(CorpusError, match=message) as caught:
+        list(corpus)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreachable_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        CorpusError, match=r"cannot open the Hub dataset some/where, split 'train': .*no network"
+    ) as caught:
+        list(ParallelCorpus("some/where"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give either path or src_path"),
+        ({"path": "a", "src_path": "b", "tgt_path": "c"}, "give either path or src_path"),
+        ({"src_path": "b"}, "src_path needs tgt_path"),
+        ({"path": "a", "tgt_path": "c"}, "needs src_path beside it"),
+        ({"path": "a", "max_rows": 0}, "max_rows must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ParallelCorpus(**arguments)
+
+
+def test_zstd_names_the_extra(tmp_path, monkeypatch):
+    write_text(tmp_path, ending=".zst")
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    with pytest.raises(CorpusError, match=r"needs the extra 'zstd': pip install 'lit-transformer\[zstd\]'"):
+        list(ParallelCorpus(str(tmp_path / "train")))
