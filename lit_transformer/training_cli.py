@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import warnings
+from argparse import HelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
@@ -82,9 +83,9 @@ class HelpfulParser(LightningArgumentParser):
         sys.stderr.write(f"lit-transformer: {text}.{did_you_mean(text, self._known_names())}\n")
         sys.exit(2)
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """The help page, without the lists of every class that could be named by a ``class_path``."""
-        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help())
+        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help(formatter))
 
     def _known_names(self) -> set[str]:
         """All keys, and the arguments of the classes that a configuration usually names."""
@@ -244,7 +245,7 @@ class TranslationCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where everything is and what comes next."""
-        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+        if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
             logger.info(
                 "\nThe run is in %s: config.yaml, checkpoints, logs.\nScore it:   lit-transformer test --config %s\n"
                 "Translate:  lit-transformer translate %s 'a sentence'",
@@ -260,6 +261,8 @@ def _quieten_lightning() -> None:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(logging.Formatter("%(message)s"))
             handler.addFilter(lambda record: "💡" not in record.getMessage())
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\.")
+    warnings.filterwarnings("ignore", message=r"\s*skip_none parameter", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 

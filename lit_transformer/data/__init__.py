@@ -1,15 +1,34 @@
-"""Text in, batches of token ids out."""
+"""Text in, batches of token ids out.
 
-from lit_transformer.data.batching import TokenBudgetBatches
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus, TeachingCorpus
-from lit_transformer.data.datamodule import TranslationDataModule
+Only the data module needs Lightning, so it is loaded on first use: corpora and tokenizers work without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
+from lit_transformer.data.corpus import ParallelCorpus, TeachingCorpus
+from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
+
+if TYPE_CHECKING:
+    from lit_transformer.data.datamodule import TranslationDataModule
 
 __all__ = [
     "CorpusError",
+    "LengthLimits",
     "ParallelCorpus",
     "SubwordTokenizer",
     "TeachingCorpus",
     "TokenBudgetBatches",
     "TranslationDataModule",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name == "TranslationDataModule":
+        from lit_transformer.data.datamodule import TranslationDataModule
+
+        return TranslationDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

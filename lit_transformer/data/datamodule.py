@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import SentencePair, TranslationBatch
 
 logger = logging.getLogger(__name__)
-
-Corpora = list[ParallelCorpus] | ParallelCorpus | None
 
 
 class TranslationDataModule(L.LightningDataModule):
@@ -150,15 +148,8 @@ class TranslationDataModule(L.LightningDataModule):
         """The endless stream, or one pass of it, from the cursor on."""
         trainer = self._trainer
         endless = trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
-        pools = PoolStream(
-            self._need("train"),
-            self.tokenizer,
-            self.build_batches(self.max_tokens, self.shuffle),
-            self.limits,
-            self.pool_size,
-            self.seed,
-            endless,
-        )
+        corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
+        pools = PoolStream(corpora, self.tokenizer, batches, self.limits, self.pool_size, self.seed, endless)
         return TrainingBatches(
             pools,
             self._start,
@@ -288,13 +279,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._tokenizer = found
 
     def _training_pairs(self) -> Iterable[SentencePair]:
-        return islice(self._mixed_pairs(), self.tokenizer_max_pairs)
-
-    def _mixed_pairs(self) -> Iterator[SentencePair]:
-        corpora = self.corpora["train"]
-        for _, parts in MixedRows(corpora, self.pool_size).pools(start_of(0)):
-            for number, rows in parts:
-                yield from filter(None, map(corpora[number].read_row, rows))
+        return islice(MixedRows(self.corpora["train"], self.pool_size).pairs(), self.tokenizer_max_pairs)
 
     def _text_fingerprint(self) -> str:
         content = [corpus.fingerprint() for corpus in self.corpora["train"]] + [str(self.tokenizer_max_pairs)]
@@ -359,7 +344,7 @@ class StreamPosition(Callback):
             self._data.cursor = batch.cursor
 
 
-def _listed(corpora: Corpora) -> list[ParallelCorpus]:
+def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:
     if corpora is None:
         return []
     return [corpora] if isinstance(corpora, ParallelCorpus) else list(corpora)

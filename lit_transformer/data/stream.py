@@ -86,6 +86,12 @@ class MixedRows:
         if parts:
             yield place, parts
 
+    def pairs(self) -> Iterator[SentencePair]:
+        """The sentence pairs of one epoch in this order, as raw text."""
+        for _, parts in self.pools(start_of(0)):
+            for number, rows in parts:
+                yield from filter(None, map(self.corpora[number].read_row, rows))
+
     def _chunks(self, sources: list[Any] | None) -> Iterator[tuple[int, list[Row], list[Any]]]:
         places = list(sources) if sources else [None] * len(self.corpora)  # "end" stands for a finished corpus
         streams = [corpus.rows(place, self.chunk) if place != "end" else iter(())

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import SPECIAL_TOKENS, UNK_ID
 
 ModelName = Literal["bpe", "unigram", "wordpiece", "word"]
@@ -95,12 +96,12 @@ def learn(
     except Exception as error:  # the only type that `tokenizers` raises
         if "not large enough to contain all chars" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"vocab_size={vocab_size} leaves {room} ids, too few for the {len(characters)} different characters of the "
             "text, all of which a unigram vocabulary needs: raise it, or take the bpe model"
         ) from error
     if not characters:
-        raise ValueError("cannot learn a vocabulary: the corpus gave no sentence pairs")
+        raise InputError("cannot learn a vocabulary: the corpus gave no sentence pairs")
     if model != "word":
         has_bytes = len(first) > len(SPECIAL_TOKENS)
         first += _frequent(characters, character_coverage if has_bytes else 1.0, room)

@@ -103,15 +103,15 @@ class DatasetRows:
     def _load(self) -> Any:
         import datasets  # type: ignore[import-untyped]
 
-        path, _, revision = self.path.partition("@") if not os.path.exists(self.path) else (self.path, "", "")
-        files = {"data_files": {self.split: self.files}} if self.files else {}
         missing = [file for file in self.files or [] if not is_address(file) and not os.path.isfile(file)]
         if missing:
             raise CorpusError(f"cannot open {missing[0]}: No such file or directory")
         try:
-            return datasets.load_dataset(
-                path, self.name, split=self.split, revision=revision or None, streaming=True, **files, **self.options
-            )
+            if self.files:  # load_dataset would do the same, but call home first
+                reader = getattr(datasets.Dataset, f"from_{self.path}")
+                return reader(self.files, split=self.split, streaming=True, **self.options)
+            path, _, revision = (self.path, "", "") if os.path.exists(self.path) else self.path.partition("@")
+            return datasets.load_dataset(path, self.name, split=self.split, revision=revision or None, streaming=True)
         except Exception as error:  # the Hub client raises errors of several network libraries
             raise CorpusError(f"cannot open {self._label()}: {_first_line(error)}{self._hint(error)}") from error
 

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from lit_transformer.interfaces import InputError
+
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
 _BLOCK = 1 << 20  # bytes read at once
 _END = 64 * 1024  # bytes hashed at each end of a file
@@ -21,7 +23,7 @@ State = dict[str, Any]
 Row = dict[str, Any]
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A corpus cannot be read as asked; the message is one sentence made for the user."""
 
 

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
-from lit_transformer.interfaces import SentencePair
+from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 logger = logging.getLogger(__name__)
@@ -168,12 +168,14 @@ class SubwordTokenizer:
             ValueError: If the file is there but is not a tokenizer of this package; it is not overwritten.
         """
         path = Path(path)
-        if self._load_if_fits(path, data_fingerprint):  # needs no right to write beside the file
+        if not self._take(path, data_fingerprint):  # needs no right to write beside the file
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if self._load_if_fits(path, data_fingerprint):
+            reason = self._take(path, data_fingerprint)
+            if not reason:
                 return False
+            logger.info("training a tokenizer: %s", reason)
             self.train(make_pairs(), data_fingerprint)
             self.save(path)
         return True
@@ -227,16 +229,16 @@ class SubwordTokenizer:
             ValueError: If the state is not one of this class, or of a version that this release cannot read.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"not the state of a SubwordTokenizer: expected format {_FORMAT!r} in it")
+            raise InputError(f"not the state of a SubwordTokenizer: expected format {_FORMAT!r} in it")
         if state.get("version") != _VERSION:
-            raise ValueError(f"tokenizer state has version {state.get('version')!r}, this release reads {_VERSION}")
+            raise InputError(f"tokenizer state has version {state.get('version')!r}, this release reads {_VERSION}")
         try:
             tokenizer = cls(**state["recipe"])
             tokenizer.data_fingerprint = state["data_fingerprint"]
             tokenizer._tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
             tokenizer._src = Tokenizer.from_str(state["tokenizers"]["src"]) if not tokenizer.joint else tokenizer._tgt
         except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
-            raise ValueError(f"damaged tokenizer state: {error!r}") from error
+            raise InputError(f"damaged tokenizer state: {error!r}") from error
         return tokenizer
 
     def save(self, path: str | Path) -> None:
@@ -258,19 +260,18 @@ class SubwordTokenizer:
         """The tokenizer that ``save`` wrote.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is not JSON, not written by ``save``, or of another version.
+            InputError: If there is no such file, or it is not JSON, not written by ``save``, or of another version.
         """
         try:
             state = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"no tokenizer at {path}: train one and save it there") from error
+            raise InputError(f"no tokenizer at {path}: train one and save it there") from error
         except ValueError as error:
-            raise ValueError(f"{path} is not a JSON file, expected one written by SubwordTokenizer.save") from error
+            raise InputError(f"{path} is not a JSON file, expected one written by SubwordTokenizer.save") from error
         try:
             return cls.from_state(state)
         except ValueError as error:
-            raise ValueError(f"cannot load the tokenizer {path}: {error}") from error
+            raise InputError(f"cannot load the tokenizer {path}: {error}") from error
 
     def _learn(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
         clean = (self.normalize(text) for text in texts)
@@ -279,29 +280,27 @@ class SubwordTokenizer:
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
         if isinstance(texts, str):
-            raise ValueError("texts must be a list of sentences, got one string; put it in a list")
+            raise InputError("texts must be a list of sentences, got one string; put it in a list")
         clean = [self.normalize(text) for text in texts]
         try:
             encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         except TypeError as error:  # what `tokenizers` says of half a surrogate pair
-            raise ValueError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
+            raise InputError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
         return (encoding.ids for encoding in encodings)
 
-    def _load_if_fits(self, path: Path, data_fingerprint: str) -> bool:
+    def _take(self, path: Path, data_fingerprint: str) -> str:
+        """Takes over the vocabulary of a file that fits; else returns why it does not."""
         if not path.exists():
-            logger.info("no tokenizer at %s yet", path)
-            return False
+            return f"there is no {path} yet"
         found = type(self).load(path)
-        if found.recipe != self.recipe:
-            changed = [name for name, value in self.recipe.items() if found.recipe.get(name) != value]
-            logger.warning("the tokenizer %s was made with another %s: training anew", path, ", ".join(changed))
-            return False
+        changed = [name for name, value in self.recipe.items() if found.recipe.get(name) != value]
+        if changed:
+            return f"{path} was made with another {', '.join(changed)}"
         if found.data_fingerprint != data_fingerprint:
-            logger.warning("the tokenizer %s was made from other data: training anew", path)
-            return False
+            return f"{path} was made from other data"
         self._src, self._tgt, self.data_fingerprint = found._src, found._tgt, data_fingerprint
         logger.info("reusing the tokenizer %s", path)
-        return True
+        return ""
 
 
 def _ready(side: Tokenizer | None) -> Tokenizer:

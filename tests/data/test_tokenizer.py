@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from lit_transformer.data.tokenizer import SubwordTokenizer
-from lit_transformer.interfaces import SentencePair
+from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS, UNK_ID
 
 PAIRS = [
@@ -492,7 +492,7 @@ def test_an_error_of_the_corpus_comes_through():
 
 def test_unreadable_files_are_named(tmp_path, tokenizers):
     path = tmp_path / "t.json"
-    with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*t\.json"):
+    with pytest.raises(InputError, match=r"no tokenizer at .*t\.json"):
         SubwordTokenizer.load(path)
     state = tokenizers["word"].to_state()
     for content, message in (

@@ -1,0 +1,124 @@
+"""A Hub dataset is streamed from a server that speaks the Hub's language on the loopback address."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+COMMIT = "a" * 40
+
+READ = """
+import json
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+
+corpus = ParallelCorpus("me/pairs", "en", "de")
+chunks = list(corpus.rows(size=15))
+rest = list(corpus.rows(json.loads(json.dumps(chunks[1][1])), size=15))
+assert [rows for rows, _ in rest] == [rows for rows, _ in chunks[2:]]
+errors = []
+for bad in (ParallelCorpus("me/nothing"), ParallelCorpus("me/pairs", split="test"), ParallelCorpus("me/pairs", "fr")):
+    try:
+        list(bad)
+    except CorpusError as error:
+        errors.append(str(error))
+print(json.dumps({
+    "train": list(corpus),
+    "validation": list(ParallelCorpus("me/pairs@main", split="validation")),
+    "errors": errors,
+}))
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Repository info, file tree and files with byte ranges, as huggingface_hub asks for them."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes] = {}  # noqa: RUF012
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, code, body, **headers):
+        self.send_response(code)
+        headers = {"Content-Length": str(len(body)), "Content-Type": "application/json"} | headers
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def entries(self, names):
+        found = [(name, self.files[name]) for name in names if name in self.files]
+        return json.dumps(
+            [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in found
+            ]
+        ).encode()
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        api = "/api/datasets/me/pairs"
+        if path.startswith(f"{api}/tree/"):
+            return self.answer(200, self.entries(sorted(self.files)))
+        if path.startswith(f"{api}/paths-info/"):
+            return self.answer(200, self.entries(json.loads(body)["paths"]))
+        if path == api or path.startswith(f"{api}/revision/"):
+            siblings = [{"rfilename": name} for name in self.files]
+            return self.answer(200, json.dumps({"id": "me/pairs", "sha": COMMIT, "siblings": siblings}).encode())
+        if path.startswith("/datasets/me/pairs/resolve/"):
+            return self.file(path.split("/")[-1])
+        return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def file(self, name):
+        if name not in self.files:
+            return self.answer(404, b"{}", X_Error_Code="EntryNotFound")
+        data = self.files[name]
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
+        wanted = self.headers.get("Range")
+        if wanted is None or self.command == "HEAD":
+            return self.answer(200, data, **headers)
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        first, last = int(first), min(int(last or len(data)), len(data) - 1)
+        return self.answer(206, data[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(data)}", **headers)
+
+
+@pytest.mark.slow
+def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
+    for split, count in (("train", 50), ("validation", 7)):
+        rows = [{"translation": {"en": f"{split} {n}", "de": f"Satz {n}"}} for n in range(count)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet", row_group_size=20)
+    Hub.files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "HF_HUB_OFFLINE": "0",
+        }
+        command = [sys.executable, "-c", READ]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+    read = json.loads(result.stdout)
+    assert read["train"] == [[f"train {n}", f"Satz {n}"] for n in range(50)]
+    assert read["validation"] == [[f"validation {n}", f"Satz {n}"] for n in range(7)]
+    missing, split, column = read["errors"]
+    assert "Dataset 'me/nothing' doesn't exist on the Hub" in missing
+    assert "Bad split: test. Available splits: ['train', 'validation']" in split
+    assert "has no column 'fr', there are en, de" in column
