@@ -39,8 +39,8 @@ examples:
 def usage() -> str:
     """The page that ``lit-transformer --help`` prints."""
     rows = "\n".join(f"  {name:<12}{summary}" for name, (_, summary) in COMMANDS.items())
-    title = "usage: lit-transformer COMMAND [options]\n\nThe Transformer of 'Attention Is All You Need' on PyTorch Lightning."
-    return f"{title}\n\ncommands:\n{rows}\n{_EXAMPLES}"
+    title = "The Transformer of 'Attention Is All You Need' on PyTorch Lightning."
+    return f"usage: lit-transformer COMMAND [options]\n\n{title}\n\ncommands:\n{rows}\n{_EXAMPLES}"
 
 
 def keep_freed_memory() -> None:

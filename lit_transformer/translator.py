@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lit_transformer.checkpoints import CheckpointError as CheckpointError
+from lit_transformer.checkpoints import newest_checkpoint as newest_checkpoint
+from lit_transformer.checkpoints import read_checkpoint as read_checkpoint
+from lit_transformer.checkpoints import replacing
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
@@ -27,10 +30,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
-
-
-class CheckpointError(InputError):
-    """A file or folder that cannot be translated with, in one sentence that says why."""
 
 
 @dataclass(frozen=True)
@@ -84,36 +83,6 @@ def build_network(spec: dict[str, Any]) -> TranslationNetwork:
         return network_class(**spec.get("init_args", {}))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{spec['class_path']} does not accept the stored arguments: {error}") from None
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint as plain data and tensors; never runs code from the file.
-
-    Raises:
-        CheckpointError: If there is no such file or it is not a checkpoint.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give a .ckpt file, a run folder or an exported folder")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
-        raise CheckpointError(f"{path} is not a checkpoint that can be read safely; expected a .ckpt file") from None
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"{path} holds no state_dict, so it is not a checkpoint of this package")
-    return content
-
-
-def newest_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint with the highest step in a run folder or its ``checkpoints`` folder.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    folder = Path(folder)
-    files = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
-    if not files:
-        raise CheckpointError(f"no checkpoint (*.ckpt) in {folder} or {folder / 'checkpoints'}; train with fit first")
-    return max(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
 
 
 def _stored_tokenizer(content: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,30 +15,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_transformer.callbacks.writer import replacing
+from lit_transformer.checkpoints import checkpoints_in, read_checkpoint, replacing
 from lit_transformer.interfaces import InputError
 
 # What a checkpoint holds to go on training; a mean of weights fits to none of it.
 _TRAINING_STATE = frozenset(
     {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
 )
-
-
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a Lightning checkpoint without running code from it; its tensors stay on disk until they are used.
-
-    Raises:
-        InputError: If there is no such file, or it is not a Lightning checkpoint.
-    """
-    if not Path(path).exists():
-        raise InputError(f"checkpoint {path} does not exist")
-    try:
-        checkpoint = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a checkpoint file, or is damaged, or holds more than plain data") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "global_step"} <= checkpoint.keys():
-        raise InputError(f"{path} is not a Lightning checkpoint: it has no state_dict or no global_step")
-    return checkpoint
 
 
 def average_checkpoints(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
@@ -63,7 +45,7 @@ def average_checkpoints(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Te
     first: dict[str, Tensor] = {}
     newest_step = -1
     for path in paths:
-        checkpoint = load_checkpoint(path)
+        checkpoint = read_checkpoint(path)
         weights, step = checkpoint["state_dict"], checkpoint["global_step"]
         first = first or weights
         _check_same_model(first, weights, paths[0], path)
@@ -86,7 +68,8 @@ def last_checkpoints(path: str | os.PathLike[str], count: int) -> list[Path]:
     """The last checkpoints of a folder, up to a given one, oldest first.
 
     They are ordered by the optimizer step stored in them, not by name. Of several with the same step one counts
-    (``last.ckpt`` is often a copy), and files that ``write_averaged_checkpoint`` made do not count.
+    (``last.ckpt`` is often a copy), and files that ``write_averaged_checkpoint`` made do not count. Files that cannot
+    be read are passed over with a warning.
 
     Args:
         path: A checkpoint file, the newest to take; or a folder, to take its newest. If the folder has a folder
@@ -94,23 +77,18 @@ def last_checkpoints(path: str | os.PathLike[str], count: int) -> list[Path]:
         count: How many.
 
     Raises:
-        InputError: If the path does not exist, there are fewer checkpoints, or a ``.ckpt`` file is not one.
+        InputError: If the path does not exist or is no checkpoint, or there are fewer checkpoints.
     """
     given = Path(path)
-    if not given.exists():
-        raise InputError(f"checkpoint {given} does not exist")
     if given.is_dir():
-        folder, limit = given, float("inf")
-        files = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt")]
+        folder, found = given, checkpoints_in(given)
     else:
-        folder, limit = given.parent, load_checkpoint(given)["global_step"]
-        files = [*folder.glob("*.ckpt")]
+        folder, limit = given.parent, read_checkpoint(given)["global_step"]
+        found = [one for one in checkpoints_in(folder) if one.path.parent == folder and one.step <= limit]
     by_step: dict[int, Path] = {}
-    # The last one wins a step: copies named last*, then others, then the one given.
-    for file in sorted(files, key=lambda f: (f == given, not f.name.startswith("last"), f.name)):
-        checkpoint = load_checkpoint(file)
-        if checkpoint["global_step"] <= limit and "averaged_from" not in checkpoint:
-            by_step[checkpoint["global_step"]] = file
+    for one in found:  # of one step the last wins, or the one that was given
+        if not one.is_average and by_step.get(one.step) != given:
+            by_step[one.step] = one.path
     if len(by_step) < count:
         raise InputError(
             f"{count} checkpoints should be averaged, but {folder} holds {len(by_step)} up to {given.name} "
@@ -134,8 +112,8 @@ def write_averaged_checkpoint(paths: Sequence[str | os.PathLike[str]], output: s
         InputError: If no path is given, a file does not exist or is not a checkpoint, or the models differ.
     """
     mean = average_checkpoints(paths)
-    steps = {os.fspath(path): int(load_checkpoint(path)["global_step"]) for path in paths}
-    newest = load_checkpoint(max(steps, key=lambda path: steps[path]))
+    steps = {os.fspath(path): int(read_checkpoint(path)["global_step"]) for path in paths}
+    newest = read_checkpoint(max(steps, key=lambda path: steps[path]))
     checkpoint = {key: value for key, value in newest.items() if key not in _TRAINING_STATE}
     checkpoint["state_dict"] = _share_tied(mean, newest["state_dict"])
     checkpoint["averaged_from"] = {Path(path).name: step for path, step in steps.items()}
@@ -208,7 +186,7 @@ class CheckpointAveraging(Callback):
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}
         pl_module.load_state_dict(mean, strict=pl_module.strict_loading)
         self._own_weights = own
-        names = ", ".join(f"{path.name} (step {load_checkpoint(path)['global_step']})" for path in paths)
+        names = ", ".join(f"{path.name} (step {read_checkpoint(path)['global_step']})" for path in paths)
         rank_zero_info(f"using the mean of {len(paths)} checkpoints of {paths[0].parent}: {names}")
 
     def _put_back(self, pl_module: L.LightningModule) -> None:

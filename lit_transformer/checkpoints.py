@@ -1,0 +1,109 @@
+"""Checkpoint files: read without running code from them, found by their step, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lit_transformer.interfaces import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointError(InputError):
+    """A file or folder that cannot be used as a checkpoint, in one sentence that says why."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in a folder.
+
+    Args:
+        path: The file.
+        step: The optimizer step that it was written at, as stored in it.
+        is_average: Whether it is a mean of others, which has no state to train on with.
+    """
+
+    path: Path
+    step: int
+    is_average: bool
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a checkpoint as plain data and tensors; never runs code from the file.
+
+    The tensors stay on disk until they are used, so it is cheap to look at something small in a large file.
+
+    Raises:
+        CheckpointError: If there is no such file or it is not a checkpoint.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(
+            f"checkpoint {path} does not exist; give a .ckpt file, the folder of a run or an exported folder"
+        )
+    try:
+        content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
+    except PermissionError:
+        raise CheckpointError(f"{path} cannot be read: permission denied") from None
+    except Exception as error:  # bytes that are no pickle can raise nearly anything
+        raise CheckpointError(
+            f"{path} is not a checkpoint file, or is damaged, or holds more than plain data"
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no state_dict or no global_step")
+    return content
+
+
+def checkpoints_in(folder: str | os.PathLike[str]) -> list[Checkpoint]:
+    """The checkpoints of a folder and of its folder ``checkpoints``, as a run has one: averages, then by step.
+
+    They are ordered by the step stored in them, because names and times change when files are copied. Of two with
+    the same step the one named ``last*``, usually a copy, comes first. A file that cannot be read is passed over with
+    a warning: it is what a run leaves behind that was killed while it wrote.
+    """
+    found = []
+    for file in [*Path(folder).glob("*.ckpt"), *Path(folder).glob("checkpoints/*.ckpt")]:
+        try:
+            content = read_checkpoint(file)
+        except CheckpointError as error:
+            logger.warning("passing over a checkpoint: %s", error)
+            continue
+        found.append(Checkpoint(file, int(content["global_step"]), "averaged_from" in content))
+    return sorted(found, key=lambda c: (not c.is_average, c.step, not c.path.name.startswith("last"), c.path.name))
+
+
+def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
+    """The checkpoint with the highest step of a run; an average only if there is nothing else.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = checkpoints_in(folder)
+    if not found:
+        raise CheckpointError(
+            f"no readable checkpoint (*.ckpt) in {folder} or {Path(folder) / 'checkpoints'}; train with fit first"
+        )
+    return found[-1].path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes ``path`` only if all went well; else nothing is left behind.
+
+    The folder is made if need be. What is not a file, such as a pipe or ``/dev/null``, is written to directly.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
