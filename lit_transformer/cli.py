@@ -12,8 +12,7 @@ import logging
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 COMMANDS = {
     "quickstart": ("quickstart", "train on the embedded English-Korean text, score it, translate and draw"),
@@ -34,6 +33,8 @@ examples:
   lit-transformer test --config runs/tiny/config.yaml
   lit-transformer COMMAND --help
 """
+
+_UNKNOWN_OPTION = re.compile(r"(?:does not accept option|Option) '([\w.+-]+)'|unrecognized arguments: (-[\w.+-]+)")
 
 
 def usage() -> str:
@@ -57,9 +58,9 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_top_pad, 1 << 26)
 
 
-def _fail(message: str) -> int:
-    """Prints what went wrong, in one sentence; returns the exit status."""
-    sys.stderr.write(textwrap.fill(f"lit-transformer: {message}", 100, break_long_words=False) + "\n")
+def fail(message: str) -> int:
+    """Prints what went wrong, in one sentence on one line; returns the exit status."""
+    sys.stderr.write(f"lit-transformer: {' '.join(message.split())}\n")
     return 1
 
 
@@ -73,17 +74,52 @@ def _speak() -> None:
 
 
 def did_you_mean(message: str, names: Iterable[str]) -> str:
-    """A suggestion for the misspelt option that a parser's message names, or nothing."""
-    unknown = re.search(r"(?:option|[Kk]ey|arguments:|argument) ['\"]?([\w.-]+)", message)
-    key = unknown.group(1).lstrip("-").rsplit(".")[-1] if unknown else ""
-    close = difflib.get_close_matches(key, {name.lstrip("-").rsplit(".")[-1] for name in names}, n=1)
-    return f" Did you mean {close[0]!r}?" if close and close[0] != key else ""
+    """A suggestion for the misspelt option that a parser's message names, or nothing.
+
+    Args:
+        message: What the parser says.
+        names: All right names, in full.
+
+    Example:
+        >>> did_you_mean("Option 'dropuot' is not accepted", ["model.network.dropout", "data.seed"])
+        " Did you mean 'model.network.dropout'?"
+    """
+    unknown = _UNKNOWN_OPTION.search(message)
+    if unknown is None:
+        return ""
+    key = (unknown.group(1) or unknown.group(2)).strip("-+")
+    close = nearest(key, {name.lstrip("-") for name in names})
+    return f" Did you mean {close!r}?" if close not in (None, key) else ""
+
+
+def nearest(key: str, names: Collection[str]) -> str | None:
+    """The name that a misspelt key with dots most likely means, in full if that is clear; None if there is none near.
+
+    A word that exists elsewhere is not misspelt but misplaced: then its right place is named.
+    """
+    words = {word for name in names for word in name.split(".")}
+    parts = key.split(".")
+    wrong = next((place for place, word in enumerate(parts) if word not in words), None)
+    if wrong is None:
+        return _in_full(parts[-1], names)
+    above = parts[:wrong]
+    beside = {name.split(".")[wrong] for name in names if name.split(".")[:wrong] == above and name.count(".") >= wrong}
+    for candidates in (beside, words):
+        close = difflib.get_close_matches(parts[wrong], sorted(candidates), n=1)
+        if close:
+            return ".".join([*above, close[0]]) if close[0] in beside else _in_full(close[0], names)
+    return None
+
+
+def _in_full(word: str, names: Collection[str]) -> str:
+    homes = [name for name in names if name.rsplit(".", 1)[-1] == word]
+    return homes[0] if len(homes) == 1 else word
 
 
 def _unknown(command: str) -> int:
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(COMMANDS)}"
-    return _fail(f"there is no command {command!r}; {hint}") + 1
+    return fail(f"there is no command {command!r}; {hint}") + 1
 
 
 def _reason(error: BaseException) -> str:
@@ -116,13 +152,19 @@ def _run(arguments: list[str]) -> int:
 
     _speak()
     keep_freed_memory()
+    if os.getcwd() not in sys.path:  # so that a class_path may name what is in the folder one works in
+        sys.path.append(os.getcwd())
     home = importlib.import_module(f"lit_transformer.{COMMANDS[arguments[0]][0]}")
     try:
         home.run(arguments)
     except InputError as error:
-        return _fail(_reason(error))
-    except KeyboardInterrupt:
-        return _fail("stopped by the keyboard") + 129
+        return fail(_reason(error))
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        return fail("stopped by the keyboard") + 129
     return 0

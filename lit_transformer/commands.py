@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import math
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from lit_transformer.cli import did_you_mean
 from lit_transformer.interfaces import InputError
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from lit_transformer.decoding import BeamSearch
+    from lit_transformer.translator import Translation
 
 CHECKPOINT_HELP = "a .ckpt file, the folder of a run (its newest checkpoint is taken), or an exported folder"
 
@@ -25,6 +33,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, description: str, epilog: str) -> CommandParser:
+    """A parser whose help page keeps its line breaks and ends in examples."""
     return CommandParser(
         prog=f"lit-transformer {name}",
         description=description,
@@ -38,6 +47,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
     return value
 
 
@@ -57,10 +73,12 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument("text", nargs="*", help="sentences; without any, lines are read from --input")
     parser.add_argument("--input", default="-", metavar="FILE", help="file of lines, UTF-8 (default: standard input)")
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
-    parser.add_argument("--beam_size", type=_positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
+    parser.add_argument(
+        "--beam_size", type=_positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
+    )
     parser.add_argument(
         "--length_penalty",
-        type=float,
+        type=_finite,
         default=0.6,
         help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
@@ -76,26 +94,34 @@ def translate_parser() -> argparse.ArgumentParser:
 
 def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
-    from lit_transformer.decoding import BeamSearch
     from lit_transformer.translator import Translator
 
-    search = BeamSearch(
-        beam_size=max(options.beam_size, options.n_best), length_penalty=options.length_penalty, n_best=options.n_best
-    )
+    if options.text and options.input != "-":
+        raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
     translator = Translator.from_pretrained(
-        options.checkpoint, search=search, max_tokens=options.max_tokens, max_length=options.max_length
+        options.checkpoint, search=_search(options), max_tokens=options.max_tokens, max_length=options.max_length
     ).to(_device(options.device))
     with ExitStack() as stack:
-        lines = options.text or _read_lines(stack, options.input)
-        out = _open_output(stack, options.output)
-        for number, found in enumerate(_with_progress(stack, translator.translate(lines), bool(options.text)), 1):
-            for one in found:
-                fields = [one.text]
-                if options.scores or options.n_best > 1:
-                    fields.insert(0, f"{one.score:.4f}")
-                if options.n_best > 1:
-                    fields.insert(0, str(number))
-                out.write("\t".join(fields) + "\n")
+        lines = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
+        out = stack.enter_context(_output(options.output))
+        quiet = bool(options.text) or out.isatty()
+        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet), 1):
+            out.writelines(_line(number, one, options) for one in found)
+
+
+def _search(options: argparse.Namespace) -> BeamSearch:
+    from lit_transformer.decoding import BeamSearch
+
+    beam_size = options.beam_size or max(4, options.n_best)
+    if beam_size < options.n_best:
+        raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
+    return BeamSearch(beam_size=beam_size, length_penalty=options.length_penalty, n_best=options.n_best)
+
+
+def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:
+    fields = [str(number)] if options.n_best > 1 else []
+    fields += [f"{translation.score:.4f}"] if options.scores or options.n_best > 1 else []
+    return "\t".join([*fields, translation.text]) + "\n"
 
 
 def _device(name: str | None) -> str:
@@ -109,34 +135,59 @@ def _device(name: str | None) -> str:
         raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
 
 
+def _given_lines(texts: list[str]) -> list[str]:
+    """Sentences of the command line, if they are text."""
+    for number, text in enumerate(texts, 1):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
+            raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
+    return texts
+
+
 def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
     """The lines of a file or of standard input, cut at line feeds only."""
+    if name == "-":
+        if sys.stdin.isatty():
+            logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
+        return _decoded(sys.stdin.buffer, "standard input")
     try:
-        stream = sys.stdin.buffer if name == "-" else stack.enter_context(open(name, "rb"))
+        return _decoded(stack.enter_context(open(name, "rb")), name)
     except OSError as error:
         raise InputError(f"--input {name} cannot be read: {error.strerror}") from None
-    return _decoded(stream, "standard input" if name == "-" else name)
 
 
 def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # drops a byte order mark
         except UnicodeDecodeError:
             raise InputError(f"line {number} of {name} is not valid UTF-8; convert the text to UTF-8 first") from None
+        yield text.removesuffix("\n").removesuffix("\r")
 
 
-def _open_output(stack: ExitStack, name: str) -> IO[str]:
+@contextmanager
+def _output(name: str) -> Iterator[IO[str]]:
+    """Standard output, or a file that appears only when it is complete."""
+    from lit_transformer.checkpoints import replacing
+
     if name == "-":
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        return sys.stdout
+        yield sys.stdout
+        sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
+        return
+    with _writing(name), replacing(Path(name)) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Says in one sentence that a file cannot be written."""
     try:
-        return stack.enter_context(open(name, "w", encoding="utf-8"))
+        yield
     except OSError as error:
-        raise InputError(f"--output {name} cannot be written: {error.strerror}") from None
+        raise InputError(f"--output {name} cannot be written: {error.strerror or error}") from None
 
 
-def _with_progress(stack: ExitStack, items: Iterable[list], quiet: bool) -> Iterable[list]:  # type: ignore[type-arg]
+def _with_progress(stack: ExitStack, items: Iterable[list[Translation]], quiet: bool) -> Iterable[list[Translation]]:
     """Counts the lines on standard error while they come, if a person is watching it."""
     if quiet or not sys.stderr.isatty():
         return items
@@ -170,11 +221,15 @@ def attention(options: argparse.Namespace) -> None:
     from lit_transformer.plotting import draw_attention
     from lit_transformer.translator import Translator
 
+    _given_lines([options.source, options.target or ""])
     translator = Translator.from_pretrained(options.checkpoint, search=BeamSearch(n_best=4))
     view = translator.attention(options.source, options.target)
     title, beams = f"{options.source} → {view.target}", [(beam.text, beam.score) for beam in view.beams]
     try:
-        paths = draw_attention(view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title, beams=beams)
+        with _writing(options.output):
+            paths = draw_attention(
+                view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title, beams=beams
+            )
     except ModuleNotFoundError as error:  # the extra is missing, which the message names
         raise InputError(str(error)) from None
     sys.stdout.writelines(f"{path}\n" for path in paths)
@@ -184,7 +239,7 @@ def average_parser() -> argparse.ArgumentParser:
     """The options of ``average``."""
     parser = command_parser(
         "average",
-        "Averages the weights of several checkpoints into one (section 6.1 of the paper: the last 5, big: the last 20).",
+        "Averages the weights of several checkpoints into one (paper, section 6.1: the last 5; for big, the last 20).",
         "The result is for translating and scoring: it holds no optimizer.\n\nexamples:\n"
         "  lit-transformer average runs/base --last 5 --output averaged.ckpt\n"
         "  lit-transformer average a.ckpt b.ckpt c.ckpt --output averaged.ckpt",
@@ -202,7 +257,8 @@ def average(options: argparse.Namespace) -> None:
     paths = [Path(name) for name in options.checkpoints]
     if len(paths) == 1 and paths[0].is_dir():
         paths = last_checkpoints(paths[0], options.last)
-    write_averaged_checkpoint(paths, Path(options.output))
+    with _writing(options.output):
+        write_averaged_checkpoint(paths, Path(options.output))
     sys.stdout.write(f"{options.output}: the mean of {', '.join(str(path) for path in paths)}\n")
 
 
@@ -216,4 +272,4 @@ COMMANDS = {
 def run(arguments: list[str]) -> None:
     """Runs the command that ``arguments`` begins with."""
     make_parser, command = COMMANDS[arguments[0]]
-    command(make_parser().parse_args(arguments[1:]))
+    command(make_parser().parse_intermixed_args(arguments[1:]))  # options may stand between the sentences

@@ -32,9 +32,13 @@ def paper_adam(parameters: Any) -> torch.optim.Optimizer:
 
 
 def _ends_in_a_product(network: TranslationNetwork) -> TypeGuard[Transformer]:
-    """Whether logits are features times a matrix, as in our network unless a subclass changes just that."""
-    own = (Transformer.forward, Transformer.project)
-    return isinstance(network, Transformer) and (type(network).forward, type(network).project) == own
+    """Whether logits are features times a matrix, as in our network unless someone changed just that."""
+    if not isinstance(network, Transformer):
+        return False
+    own, output = (Transformer.forward, Transformer.project), network.projection
+    is_own = (type(network).forward, type(network).project) == own and network._compiled_call_impl is None
+    hooks = [part._forward_hooks or part._forward_pre_hooks for part in (network, output)]
+    return is_own and type(output) is nn.Linear and output.bias is None and not any(hooks)
 
 
 def _is_plain(value: object) -> bool:
@@ -95,9 +99,9 @@ class LitTransformer(L.LightningModule):
         self.search = search or BeamSearch()
         self.val_loss, self.val_nll = MeanMetric(), MeanMetric()
         self.test_loss, self.test_nll = MeanMetric(), MeanMetric()
-        self._log_every = 1
-        self._tokens: list[Tensor] = []
-        self._clock = 0.0
+        self._tokens: list[Tensor] = []  # of the batches since the clock was started
+        self._clock: float | None = None
+        self._timed_step = 0
 
     def _remember_arguments(self, network: TranslationNetwork) -> None:
         """Keeps the constructor's plain arguments for checkpoints, the network as its class path and arguments.
@@ -125,42 +129,58 @@ class LitTransformer(L.LightningModule):
         """
         real = batch.labels != PAD_ID
         labels = batch.labels[real]  # (N,)
-        if self.criterion is None and _ends_in_a_product(self.network):
+        is_plain = self.criterion is None and type(self).forward is LitTransformer.forward
+        if is_plain and _ends_in_a_product(self.network):
             features = self.network.features(batch.src, batch.tgt_input)[real]  # (N, D)
             return smoothed_cross_entropy(features, self.network.projection.weight, labels, self.label_smoothing)
-        logits = self(batch.src, batch.tgt_input)[real].float()  # (N, V)
+        logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if not len(labels):
             return SmoothedLoss(logits.sum(), logits.sum().detach())
         nll = F.cross_entropy(logits.detach(), labels)
         criterion = self.criterion or nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
         return SmoothedLoss(criterion(logits, labels), nll)
 
-    def on_train_start(self) -> None:
-        """Notes how often the trainer logs."""
-        self._log_every = self.trainer.log_every_n_steps
-
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
         """One step of teacher forcing; returns the loss."""
         loss, nll = self.compute_loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/perplexity", nll.exp(), batch_size=len(batch))
-        self._log_speed(batch)
         return loss
 
-    def _log_speed(self, batch: TranslationBatch) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""
-        self._tokens.append((batch.src != PAD_ID).sum() + batch.num_labels)
-        if (self.global_step + 1) % self._log_every:
+        trainer: Any = self.trainer  # Lightning does not annotate these attributes
+        every = trainer.log_every_n_steps
+        if every == 0:  # nothing is ever logged
             return
-        tokens, now = int(torch.stack(self._tokens).sum()), time.perf_counter()
-        if self._clock:
-            speed = tokens * self.trainer.world_size / (now - self._clock)
+        self._tokens.append((batch.src != PAD_ID).sum() + batch.num_labels)
+        is_logged = self.global_step % every == 0 and self.global_step > self._timed_step
+        if self._clock is not None and not is_logged:
+            return
+        tokens, now = int(torch.stack(self._tokens).sum()), time.perf_counter()  # waits for the device
+        if self._clock is not None:
+            speed = tokens * trainer.world_size / (now - self._clock)
             self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
-        self._tokens, self._clock = [], now
+        self._tokens, self._clock, self._timed_step = [], now, self.global_step
+
+    def on_train_start(self) -> None:
+        """Lets the clock start behind the first batch, which waits for data and compilers."""
+        self._tokens, self._clock = [], None
 
     def on_validation_start(self) -> None:
         """Leaves the time that validation takes out of the training speed."""
-        self._tokens, self._clock = [], 0.0
+        self._tokens, self._clock = [], None
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts the means anew, also after a validation that was broken off."""
+        self.val_loss.reset()
+        self.val_nll.reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Starts the means anew, also after a test that was broken off."""
+        self.test_loss.reset()
+        self.test_nll.reset()
 
     def validation_step(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Adds a batch to the validation loss."""
@@ -184,10 +204,9 @@ class LitTransformer(L.LightningModule):
         self._log_means("test", self.test_loss, self.test_nll)
 
     def _log_means(self, stage: str, loss_mean: MeanMetric, nll_mean: MeanMetric) -> None:
-        self.log(f"{stage}/loss", loss_mean.compute(), rank_zero_only=False, prog_bar=stage == "val")
-        self.log(f"{stage}/perplexity", nll_mean.compute().exp(), prog_bar=stage == "val")
-        loss_mean.reset()
-        nll_mean.reset()
+        means = {"loss": loss_mean.compute(), "perplexity": nll_mean.compute().exp()}  # of all processes together
+        for name, value in means.items():
+            self.log(f"{stage}/{name}", value, prog_bar=stage == "val", sync_dist=True)
 
     def predict_step(self, batch: TranslationBatch, batch_idx: int) -> list[list[Hypothesis]]:
         """Hypotheses for each sentence of the batch, best first."""
@@ -200,13 +219,14 @@ class LitTransformer(L.LightningModule):
             src: Source ids, each row closed by EOS and padded on the right.
             search: Used instead of the module's own search.
         """
-        was_training = self.network.training
+        in_training = [part for part in self.network.modules() if part.training]
         self.network.eval()
         try:
             with torch.inference_mode():
                 return (search or self.search)(self.network, src)
         finally:
-            self.network.train(was_training)
+            for part in in_training:  # what was frozen stays so
+                part.training = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters; the schedule is a callback's business."""

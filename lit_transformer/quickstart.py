@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from lit_transformer.commands import CommandParser, command_parser
+from lit_transformer.commands import CommandParser, _positive, command_parser
 from lit_transformer.interfaces import InputError
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
@@ -35,7 +35,7 @@ def quickstart_parser() -> CommandParser:
         "About four minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
     )
     parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER", help="default: runs/quickstart")
-    parser.add_argument("--max_steps", type=int, default=None, help="fewer steps, for a quick look at the machinery")
+    parser.add_argument("--max_steps", type=_positive, help="fewer steps, for a quick look at the machinery")
     return parser
 
 
@@ -57,6 +57,7 @@ def run(arguments: list[str]) -> None:
     if options.max_steps:
         for key in ("trainer.max_steps", "trainer.val_check_interval", "checkpoint.every_n_train_steps"):
             fit += [f"--{key}", str(options.max_steps)]
+        fit += ["--trainer.log_every_n_steps", str(min(20, options.max_steps))]
         fit += ["--averaging.num_checkpoints", "1"]
     _command(*fit, "--overwrite", "true")
     _command("test", "--config", str(root / "config.yaml"))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
 import shutil
-import sys
 import warnings
-from argparse import HelpFormatter
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,12 +17,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
-from lit_transformer.cli import did_you_mean
-from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
+from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
+from lit_transformer.data import TranslationDataModule
 from lit_transformer.interfaces import InputError
 from lit_transformer.module import LitTransformer
-from lit_transformer.nn import Transformer
-from lit_transformer.translator import CheckpointError, newest_checkpoint, read_checkpoint
+from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ USED_BY = {
     "checkpoint": {"fit"},
 }
 CALLBACK_DEFAULTS = {
-    "writer.output_path": "predictions.txt",
+    "writer.output_path": "{run}/predictions.txt",
     "checkpoint.filename": "step={step}",
     "checkpoint.auto_insert_metric_name": False,
     "checkpoint.monitor": "step",
@@ -74,36 +70,25 @@ CALLBACK_DEFAULTS = {
 }
 
 
-class HelpfulParser(LightningArgumentParser):
-    """The parser of LightningCLI, which names the nearest right key when one is misspelt."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Prints the message with a suggestion and exits with status 2."""
-        text = " ".join(message.split()).rstrip(".")
-        sys.stderr.write(f"lit-transformer: {text}.{did_you_mean(text, self._known_names())}\n")
-        sys.exit(2)
-
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """The help page, without the lists of every class that could be named by a ``class_path``."""
-        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", super().format_help(formatter))
-
-    def _known_names(self) -> set[str]:
-        """All keys, and the arguments of the classes that a configuration usually names."""
-        names = {action.dest for action in self._actions}
-        for plug in (LitTransformer, Transformer, TranslationDataModule, ParallelCorpus, SubwordTokenizer):
-            names |= set(inspect.signature(plug.__init__).parameters)
-        return names
-
-
 class RunConfig(SaveConfigCallback):
-    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run."""
+    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: text that cannot be read should leave no files."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Writes the file, once; scoring a run leaves it as it is."""
+        if trainer.is_global_zero and not self.already_saved:
+            self.save_config(trainer, pl_module, "fit")
+        self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes the file when training starts; scoring a run leaves it as it is."""
-        if stage == "fit":
-            root = Path(trainer.default_root_dir)
-            root.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        """Writes all but what belongs to this one start: whether it resumed, and whether it overwrote."""
+        root = Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.ckpt_path, config.overwrite = None, False
+        self.parser.save(config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class TranslationCLI(LightningCLI):
@@ -133,6 +118,7 @@ class TranslationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses a command line, or checks a configuration given as a dict."""
+        check_yaml([] if isinstance(args, dict) else args)
         self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -195,14 +181,24 @@ class TranslationCLI(LightningCLI):
         except InputError:
             raise
         except (ValueError, MisconfigurationException) as error:
-            raise InputError(str(error)) from error
+            raise InputError(plain_message(str(error))) from error
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        """Refuses a network that cannot represent the longest sentence of the data."""
+        longest, room = self.datamodule.limits.max_length, self.model.network.max_length
+        if room is not None and room < longest:
+            raise InputError(
+                f"model.network.max_length={room} has no room for sentences of data.max_length={longest} tokens; "
+                "make the one larger or the other smaller"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the default callbacks that this subcommand needs."""
         config = self._get(self.config_init, "trainer")
         own = config.callbacks or []
         own = list(own) if isinstance(own, list) else [own]
-        config.callbacks = self._default_callbacks(own) + own
+        config.callbacks = [*self._default_callbacks(own), *own, *self._watchers()]
         if config.logger in (None, True):
             config.logger = CSVLogger(self._root, name="logs")
         return self._instantiate_trainer({**config, **kwargs}, [])
@@ -218,17 +214,26 @@ class TranslationCLI(LightningCLI):
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self._root / "checkpoints").absolute())
-        if self.subcommand == "fit":
-            chosen.append(LearningRateMonitor("step"))
-        if self._get(self.config_init, "trainer").enable_progress_bar is not False:
-            chosen.append(TrainingProgress())
+            if isinstance(callback, (TranslationWriter, BLEUEvaluation)) and callback.output_path is not None:
+                callback.output_path = Path(str(callback.output_path).replace("{run}", str(self._root)))
         return chosen
 
+    def _watchers(self) -> list[Callback]:
+        """Those that only look, and so come after whatever sets the learning rate."""
+        watchers: list[Callback] = [LearningRateMonitor("step")] if self.subcommand == "fit" else []
+        if self._get(self.config_init, "trainer").enable_progress_bar is not False:
+            watchers.append(TrainingProgress())
+        return watchers
+
     def before_fit(self) -> None:
-        """Refuses to mix the checkpoints of two runs in one folder."""
+        """Looks at the text first, and refuses to mix the checkpoints of two runs in one folder."""
+        self._look_at_text("train", "val")
         size = sum(parameter.numel() for parameter in self.model.network.parameters())
         logger.info("%s with %s parameters", type(self.model.network).__name__, f"{size:,}")
         config = self.config[self.subcommand]
+        if config.ckpt_path:  # before the data module could replace the tokenizer of the run
+            stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
+            self.datamodule._check_stream((stored or {}).get("stream", {}))
         folder = self._root / "checkpoints"
         if config.ckpt_path or config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
             return
@@ -238,6 +243,40 @@ class TranslationCLI(LightningCLI):
                 "--overwrite true, or choose another --trainer.default_root_dir"
             )
         shutil.rmtree(folder)
+
+    def before_validate(self) -> None:
+        """Looks at the text first."""
+        self._look_at_text("val")
+
+    def before_test(self) -> None:
+        """Looks at the text first."""
+        self._look_at_text("test")
+
+    def before_predict(self) -> None:
+        """Looks at the text first."""
+        self._look_at_text("predict")
+
+    def _look_at_text(self, part: str, *others: str) -> None:
+        """Reads the first rows of each corpus, so that mistakes show before anything is trained or written."""
+        if not self.datamodule.corpora[part]:
+            raise InputError(
+                f"{self.subcommand} needs a {part} corpus: set data.{part}, as in --data.{part}.path data/{part}"
+            )
+        for corpus in chain.from_iterable(self.datamodule.corpora[name] for name in (part, *others)):
+            rows, _ = next(corpus.rows(), ([], None))
+            for row in rows[:1]:
+                corpus.read_row(row)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs it; what failed before there was anything to log takes its folder of logs away."""
+        try:
+            super()._run_subcommand(subcommand)
+        except InputError:
+            log = self.trainer.logger
+            if isinstance(log, CSVLogger) and self.trainer.is_global_zero and not list(Path(log.log_dir).glob("*.csv")):
+                shutil.rmtree(log.log_dir, ignore_errors=True)
+                _remove_if_empty(Path(log.log_dir).parent)
+            raise
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -255,15 +294,27 @@ class TranslationCLI(LightningCLI):
             )
 
 
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+_CHATTER = ("Seed set to", "TPU available", "Restoring states from")  # said elsewhere, or of no interest
+
+
 def _quieten_lightning() -> None:
     """Keeps Lightning's messages plain, without advertisements and without warnings about its own insides."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(logging.Formatter("%(message)s"))
             handler.addFilter(lambda record: "💡" not in record.getMessage())
+            handler.addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
+    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
     warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\.")
     warnings.filterwarnings("ignore", message=r"\s*skip_none parameter", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # before_fit looks
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # a run continued in another folder
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
 
 

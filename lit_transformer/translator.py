@@ -17,10 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lit_transformer.checkpoints import CheckpointError as CheckpointError
-from lit_transformer.checkpoints import newest_checkpoint as newest_checkpoint
-from lit_transformer.checkpoints import read_checkpoint as read_checkpoint
-from lit_transformer.checkpoints import replacing
+from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
@@ -71,18 +68,19 @@ def build_network(spec: dict[str, Any]) -> TranslationNetwork:
     Raises:
         CheckpointError: If the class cannot be imported, is not a ``TranslationNetwork``, or refuses its arguments.
     """
-    module_name, _, class_name = str(spec.get("class_path", "")).rpartition(".")
+    class_path, arguments = str(spec.get("class_path", "")), spec.get("init_args", {})
+    module_name, _, class_name = class_path.rpartition(".")
     try:
         network_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"the network class {spec.get('class_path')!r} cannot be imported ({error}); install its package"
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        message = f"the network class {class_path!r} cannot be imported ({error}); install its package"
         raise CheckpointError(message) from None
     if not (isinstance(network_class, type) and issubclass(network_class, TranslationNetwork)):
-        raise CheckpointError(f"{spec['class_path']!r} is not a TranslationNetwork, so a checkpoint may not build it")
+        raise CheckpointError(f"{class_path!r} is not a TranslationNetwork, so a checkpoint may not build it")
     try:
-        return network_class(**spec.get("init_args", {}))
+        return network_class(**arguments)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{spec['class_path']} does not accept the stored arguments: {error}") from None
+        raise CheckpointError(f"{class_path} does not accept the stored arguments: {error}") from None
 
 
 def _stored_tokenizer(content: dict[str, Any]) -> dict[str, Any] | None:
@@ -102,9 +100,11 @@ class Translator:
         tokenizer: The tokenizer that it was trained with.
         search: How to decode; the default is the paper's beam search.
         max_tokens: Budget of a batch, in source tokens with padding.
-        max_length: Longer source sentences are cut to this many tokens, with a warning.
+        max_length: Longer source sentences are cut to this many tokens, EOS included, with a warning. A network with
+            a ``max_length`` of its own may lower it.
 
     Raises:
+        ValueError: If ``max_tokens`` or ``max_length`` is below 1.
         CheckpointError: If the tokenizer has ids that the network does not know.
     """
 
@@ -116,11 +116,10 @@ class Translator:
         max_tokens: int = 4096,
         max_length: int = 512,
     ) -> None:
-        if tokenizer.num_tokens > network.vocab_size:
-            raise CheckpointError(
-                f"the tokenizer has {tokenizer.num_tokens} tokens but the network only {network.vocab_size}: "
-                "they were not trained together"
-            )
+        for name, value in {"max_tokens": max_tokens, "max_length": max_length}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1 token, got {value}")
+        _check_sizes(network, tokenizer)
         self.network = network.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.search = search or BeamSearch()
@@ -139,46 +138,59 @@ class Translator:
             CheckpointError: If there is nothing there to translate with.
         """
         path = Path(path)
-        if (path / WEIGHTS_FILE).is_file():
+        if any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
             return cls._from_folder(path, **options)
         return cls._from_checkpoint(newest_checkpoint(path) if path.is_dir() else path, **options)
 
     @classmethod
     def _from_checkpoint(cls, path: Path, **options: Any) -> Translator:
         content = read_checkpoint(path)
-        spec = content.get("hyper_parameters", {}).get("network")
-        state = _stored_tokenizer(content)
+        arguments, state = content.get("hyper_parameters"), _stored_tokenizer(content)
+        spec = arguments.get("network") if isinstance(arguments, dict) else None
         if not isinstance(spec, dict) or state is None:
             missing = "tokenizer" if isinstance(spec, dict) else "description of the network"
-            raise CheckpointError(f"{path} holds no {missing}: it was not written by lit-transformer fit")
+            raise CheckpointError(f"{path} holds no {missing}, so it cannot translate by itself; train with fit")
         prefix = "network."
         weights = {
             key.removeprefix(prefix).replace("_orig_mod.", ""): value
             for key, value in content["state_dict"].items()
             if key.startswith(prefix)
         }
-        network = build_network(spec)
-        with _fitting(path):
+        with _naming(path):
+            network, tokenizer = build_network(spec), SubwordTokenizer.from_state(state)
             network.load_state_dict(weights)
-        return cls(network, SubwordTokenizer.from_state(state), **options)
+        return cls(network, tokenizer, **options)
 
     @classmethod
     def _from_folder(cls, folder: Path, **options: Any) -> Translator:
-        try:
-            network = build_network(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")))
-            with _fitting(folder):
-                safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
-        except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f"{folder} is not a complete model folder: {error}") from None
-        return cls(network, SubwordTokenizer.load(folder / TOKENIZER_FILE), **options)
+        files = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
+        missing = next((name for name in files if not (folder / name).is_file()), None)
+        if missing is not None:
+            raise CheckpointError(f"{folder} is not a complete model folder: it has no {missing}; export it again")
+        with _naming(folder):
+            spec = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            if not isinstance(spec, dict):
+                raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
+            network, tokenizer = build_network(spec), SubwordTokenizer.load(folder / TOKENIZER_FILE)
+            safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
+        return cls(network, tokenizer, **options)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes weights (safetensors), configuration (JSON) and tokenizer (JSON) into a folder."""
+        """Writes weights (safetensors), configuration (JSON) and tokenizer (JSON) into a folder.
+
+        Raises:
+            ValueError: If the network was built with arguments that JSON cannot hold.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.network, str(folder / WEIGHTS_FILE))
-        (folder / CONFIG_FILE).write_text(json.dumps(self.network.spec, indent=2), encoding="utf-8")
+        try:
+            config = json.dumps(self.network.spec, indent=2)
+        except TypeError as error:
+            raise ValueError(f"{type(self.network).__name__} has arguments that JSON cannot hold: {error}") from None
+        with replacing(folder / CONFIG_FILE) as partial:
+            partial.write_text(config, encoding="utf-8")
         self.tokenizer.save(folder / TOKENIZER_FILE)
+        with replacing(folder / WEIGHTS_FILE) as partial:
+            safetensors.torch.save_model(self.network, str(partial))
         return folder
 
     def to(self, device: torch.device | str) -> Translator:
@@ -204,7 +216,8 @@ class Translator:
         """
         if not source.strip():
             raise InputError("the source sentence is empty; give a sentence to look at")
-        if not hasattr(self.network, "attention_maps"):
+        attention_maps: Any = getattr(self.network, "attention_maps", None)
+        if attention_maps is None:
             raise InputError(f"{type(self.network).__name__} has no attention_maps, so there is nothing to draw")
         src = self._encode([source], [0], 0)
         if target is None:
@@ -214,7 +227,7 @@ class Translator:
         else:
             tgt, beams = self.tokenizer.encode_tgt([target])[0], []
         device = next(self.network.parameters()).device
-        maps = self.network.attention_maps(_padded(src).to(device), _padded([tgt[:-1]]).to(device))
+        maps = attention_maps(_padded(src).to(device), _padded([tgt[:-1]]).to(device))
         return AttentionView(maps, self.tokenizer.pieces_src(src[0]), self.tokenizer.pieces_tgt(tgt), target, beams)
 
     def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
@@ -272,11 +285,26 @@ def _padded(rows: list[list[int]]) -> Tensor:
     return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
 
 
+def _check_sizes(network: TranslationNetwork, tokenizer: SubwordTokenizer) -> None:
+    """Refuses a tokenizer with ids that the network has no room for."""
+    src_room = getattr(network, "src_vocab_size", network.vocab_size)
+    sides = {"source": (tokenizer.num_src_tokens, src_room), "target": (tokenizer.num_tokens, network.vocab_size)}
+    for side, (tokens, room) in sides.items():
+        if tokens > room:
+            raise CheckpointError(
+                f"the tokenizer has {tokens} {side} tokens but the network only {room}: they were not trained together"
+            )
+
+
 @contextmanager
-def _fitting(place: Path) -> Iterator[None]:
-    """Turns weights that do not fit into a ``CheckpointError``."""
+def _naming(place: Path) -> Iterator[None]:
+    """Names the file or folder in whatever is wrong with what it holds."""
     try:
         yield
-    except RuntimeError as error:
+    except CheckpointError as error:
+        raise CheckpointError(f"{place} cannot be used: {error}") from None
+    except RuntimeError as error:  # from load_state_dict: many lines, the last the most particular
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{place} is damaged: {error}") from None

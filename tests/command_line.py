@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +32,13 @@ def lit(*arguments: object, stdin: str | bytes = "") -> Finished:
     status: object = 0
     with _own_logging(err), _own_environment(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         old_stdin, sys.stdin = sys.stdin, _stream(stdin if isinstance(stdin, bytes) else stdin.encode())
+        path = list(sys.path)
         try:
             cli.main([str(argument) for argument in arguments])
         except SystemExit as leaving:
             status = leaving.code or 0
         finally:
-            sys.stdin = old_stdin
+            sys.stdin, sys.path[:] = old_stdin, path
     assert isinstance(status, int), f"the exit status should be a number, got {status!r}"
     return Finished(status, _text(out), _text(err))
 
@@ -55,15 +57,14 @@ def _own_logging(err: io.TextIOWrapper) -> Iterator[None]:
     """Sends Lightning's messages to ``err``, and puts all loggers back as they were."""
     package = logging.getLogger("lit_transformer")
     state = package.level, package.propagate, list(package.handlers)
-    package.handlers = []
+    package.handlers, format_of_warnings = [], warnings.formatwarning
     handlers = [handler for name in LOGGERS for handler in logging.getLogger(name).handlers]
     filters = [list(handler.filters) for handler in handlers]
-    streams = [
-        (handler, handler.setStream(err)) for handler in handlers if isinstance(handler, logging.StreamHandler)
-    ]
+    streams = [(handler, handler.setStream(err)) for handler in handlers if isinstance(handler, logging.StreamHandler)]
     try:
         yield
     finally:
+        warnings.formatwarning = format_of_warnings
         package.level, package.propagate, package.handlers = state
         package.manager._clear_cache()  # type: ignore[attr-defined]
         for handler, old in streams:

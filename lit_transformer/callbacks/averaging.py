@@ -125,8 +125,8 @@ class CheckpointAveraging(Callback):
     """Scores and translates with the mean of the last checkpoints of a run.
 
     In ``test``, ``predict`` and ``validate`` the module's weights are replaced by the mean of the ``num_checkpoints``
-    last checkpoints in the folder of the one given, up to that one; afterwards its own weights are put back. Does
-    nothing in ``fit``. Every process reads the same files.
+    last checkpoints in the folder of the one given, up to that one; afterwards its own weights are put back. One that
+    ``write_averaged_checkpoint`` made is used as it is. Does nothing in ``fit``. Every process reads the same files.
 
     Source: Vaswani et al. 2017, section 6.1: 5 for base models, 20 for big ones.
 
@@ -181,6 +181,9 @@ class CheckpointAveraging(Callback):
             raise MisconfigurationException(
                 f"{type(self).__name__} averages the checkpoints beside a given one, but none was given; pass ckpt_path"
             )
+        if "averaged_from" in read_checkpoint(trainer.ckpt_path):
+            rank_zero_info(f"using {trainer.ckpt_path} as it is: it is a mean of checkpoints already")
+            return
         paths = last_checkpoints(trainer.ckpt_path, self.num_checkpoints)
         mean = average_checkpoints(paths)
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}

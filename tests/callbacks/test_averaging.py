@@ -203,6 +203,28 @@ def test_mean_is_used_and_then_taken_out(tmp_path: Path, stage: str, caplog: pyt
     assert "step=2.ckpt (step 2), step=3.ckpt (step 3)" in caplog.text
 
 
+def test_a_mean_is_used_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = trained(tmp_path, Module())
+    average, spy = tmp_path / "average.ckpt", Spy()
+    write_averaged_checkpoint(paths[:2], average)
+    with caplog.at_level("INFO"):
+        trainer(CheckpointAveraging(2), spy).test(Module(), Data(), ckpt_path=str(average), verbose=False)
+    expected = torch.load(average, weights_only=True)["state_dict"]["weights.0"]
+    torch.testing.assert_close(spy.seen[0], expected, rtol=0, atol=0)
+    assert "average.ckpt as it is: it is a mean of checkpoints already" in caplog.text
+
+
+def test_damaged_checkpoints_are_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [save(tmp_path / f"{step}.ckpt", step) for step in (1, 2, 3)]
+    paths[1].write_bytes(paths[0].read_bytes()[:400])
+    with caplog.at_level("WARNING"):
+        assert last_checkpoints(tmp_path, 2) == [paths[0], paths[2]]
+    assert "passing over a checkpoint" in caplog.text
+    assert "2.ckpt is not a checkpoint file, or is damaged" in caplog.text
+    with pytest.raises(InputError, match=r"3 checkpoints should be averaged, .* \(steps 1, 3\)"):
+        last_checkpoints(tmp_path, 3)
+
+
 def test_own_weights_come_back_after_an_error(tmp_path: Path) -> None:
     class Broken(Module):
         def test_step(self, batch: object, batch_idx: int) -> None:

@@ -1,12 +1,21 @@
-"""One subclass for each seam: the attention rule, the network, the loss, the row reader and a callback."""
+"""One subclass for each seam: attention, network, loss, row reader, batches, schedule, search and score."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
-from lit_transformer import InverseSqrtWarmup, ParallelCorpus, SentencePair, Transformer
+from lit_transformer import (
+    BeamSearch,
+    InverseSqrtWarmup,
+    ParallelCorpus,
+    SentencePair,
+    Transformer,
+    TranslationDataModule,
+)
+from lit_transformer.data.batching import TokenBudgetBatches
 from lit_transformer.nn import MultiHeadAttention
 
 
@@ -52,6 +61,46 @@ class ReversalCorpus(ParallelCorpus):
     def read_row(self, row: dict[str, object]) -> SentencePair | None:
         digits = str(row["digits"])
         return None if digits.startswith("0") else SentencePair(" ".join(digits), " ".join(reversed(digits)))
+
+
+class SummedBatches(TokenBudgetBatches):
+    """Batches whose budget counts source and target tokens together."""
+
+    def cost(self, num_pairs: int, longest_src: int, longest_tgt: int) -> int:
+        return num_pairs * (longest_src + longest_tgt)
+
+
+class ReversalData(TranslationDataModule):
+    """The data module with those batches."""
+
+    def build_batches(self, max_tokens: int, shuffle: bool) -> TokenBudgetBatches:
+        return SummedBatches(max_tokens, shuffle)
+
+
+class MeanBeams(BeamSearch):
+    """Beam search that ranks by the mean log probability of the tokens."""
+
+    def penalty(self, length: int | Tensor) -> float | Tensor:
+        return length
+
+
+class ExactMatch(Metric):
+    """Share of the sentences that are translated without a mistake, in percent."""
+
+    name = "exact"
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, translations: list[str], references: list[str]) -> None:
+        self.right += sum(one == other for one, other in zip(translations, references, strict=True))
+        self.total += len(references)
+
+    def compute(self) -> Tensor:
+        return 100 * self.right / self.total
 
 
 class LinearWarmdown(InverseSqrtWarmup):

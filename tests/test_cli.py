@@ -1,0 +1,313 @@
+"""The command line from the first step to the predictions: what is kept, what wins, what a resumed run repeats."""
+
+from __future__ import annotations
+
+import csv
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from command_line import Finished, lit, tiny_project
+
+from lit_transformer import BeamSearch, LitTransformer, ParallelCorpus, Translator
+from lit_transformer.callbacks import average_checkpoints
+from lit_transformer.parser import PLUGS
+
+NEXT_TO_LAST, LAST = "step=4.ckpt", "step=8.ckpt"
+PEAK = (512 * 4000) ** -0.5
+
+
+class Journey(NamedTuple):
+    """A folder in which fit, test and predict have run."""
+
+    folder: Path
+    fit: Finished
+    test: Finished
+    predict: Finished
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "run" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def journey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
+    folder = tmp_path_factory.mktemp("journey")
+    tiny_project(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fit = lit("fit", "--config", "tiny.yaml")
+        test, predict = (lit(command, "--config", "run/config.yaml") for command in ("test", "predict"))
+    return Journey(folder, fit, test, predict)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh tiny project, in which the test stands."""
+    tiny_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def succeed(*arguments: object) -> Finished:
+    finished = lit(*arguments)
+    assert finished.status == 0, finished.err
+    return finished
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text())
+    return content
+
+
+def printed_config(*arguments: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(succeed("fit", *arguments, "--print_config").out)
+    return content
+
+
+def load(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def log_rows(*folders: Path) -> list[dict[str, str]]:
+    """The rows of the training logs of several starts, one after another."""
+    rows: list[dict[str, str]] = []
+    for folder in folders:
+        with (folder / "metrics.csv").open() as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def by_step(rows: list[dict[str, str]], name: str) -> dict[int, str]:
+    return {int(row["step"]): row[name] for row in rows if row.get(name)}
+
+
+def scores(test: Finished) -> dict[str, float]:
+    """The table that ``test`` prints."""
+    cells = (line.strip("│ ").split("│") for line in test.out.splitlines() if "│" in line and "test/" in line)
+    return {name.strip(): float(value) for name, value in cells}
+
+
+def test_every_step_of_the_journey_succeeds(journey: Journey) -> None:
+    assert [finished.status for finished in (journey.fit, journey.test, journey.predict)] == [0, 0, 0]
+
+
+def test_the_run_keeps_configuration_tokenizer_logs_and_checkpoints(journey: Journey) -> None:
+    names = {path.relative_to(journey.folder / "run").as_posix() for path in (journey.folder / "run").rglob("*.*")}
+    assert names >= {"config.yaml", "tokenizer.json", f"checkpoints/{NEXT_TO_LAST}", f"checkpoints/{LAST}"}
+    first = (journey.folder / "run" / "logs" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    wanted = {"step", "lr-Adam", "train/loss", "train/perplexity", "val/loss", "val/perplexity", "val/bleu", "val/chrf"}
+    assert set(first) >= wanted
+
+
+def test_the_end_of_fit_says_where_everything_is(journey: Journey) -> None:
+    for words in ("10,", "parameters", "run/config.yaml", "lit-transformer test", "lit-transformer translate run"):
+        assert words in journey.fit.err
+
+
+def test_the_kept_configuration_is_complete_and_starts_the_same_run(journey: Journey) -> None:
+    config = read_config(journey.folder / "run" / "config.yaml")
+    assert config["model"]["init_args"]["network"]["init_args"]["d_ff"] == 32  # given
+    assert config["model"]["init_args"]["network"]["init_args"]["norm"] == "post"  # a default, written out
+    assert config["seed_everything"] == 3
+    assert (config["ckpt_path"], config["overwrite"]) == (None, False)
+
+
+def test_scoring_and_predicting_leave_the_run_as_it_was(journey: Journey) -> None:
+    for name in ("config.yaml", "tokenizer.json"):
+        path = journey.folder / "run" / name
+        assert path.stat().st_mtime <= (journey.checkpoints / LAST).stat().st_mtime
+    assert sorted(path.name for path in journey.checkpoints.iterdir()) == [NEXT_TO_LAST, LAST]
+
+
+def test_the_checkpoint_loads_as_plain_data_and_as_a_module(journey: Journey) -> None:
+    content = load(journey.checkpoints / LAST)
+    assert content["global_step"] == 8
+    module = LitTransformer.load_from_checkpoint(journey.checkpoints / LAST)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, content["state_dict"][name])
+
+
+def test_test_scores_the_mean_of_the_last_checkpoints(
+    journey: Journey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(journey.folder)
+    assert "mean of 2 checkpoints" in journey.test.err
+    content = load(journey.checkpoints / LAST)
+    content["state_dict"] = average_checkpoints([journey.checkpoints / NEXT_TO_LAST, journey.checkpoints / LAST])
+    torch.save(content, tmp_path / "mean.ckpt")
+    alone = ("--averaging.num_checkpoints", "1", "--bleu.output_path", tmp_path / "out.txt")
+    mean = scores(succeed("test", "--config", "run/config.yaml", "--ckpt_path", tmp_path / "mean.ckpt", *alone))
+    last = scores(succeed("test", "--config", "run/config.yaml", *alone))
+    assert scores(journey.test) == pytest.approx(mean)
+    assert scores(journey.test)["test/loss"] != pytest.approx(last["test/loss"], rel=1e-6)
+
+
+def test_predict_writes_the_translations_in_order_into_the_run(journey: Journey, tmp_path: Path) -> None:
+    lines = (journey.folder / "run" / "predictions.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    content = load(journey.checkpoints / LAST)
+    content["state_dict"] = average_checkpoints([journey.checkpoints / NEXT_TO_LAST, journey.checkpoints / LAST])
+    torch.save(content, tmp_path / "mean.ckpt")
+    search = BeamSearch(beam_size=1, max_extra_length=2)
+    translator = Translator.from_pretrained(tmp_path / "mean.ckpt", search=search)
+    sources = [pair.src for pair in ParallelCorpus(str(journey.folder / "test"), "en", None)]
+    assert len(lines) == len(sources) == 8
+    assert lines == translator(sources)
+
+
+def test_another_output_path_wins(journey: Journey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(journey.folder)
+    succeed("predict", "--config", "run/config.yaml", "--writer.output_path", tmp_path / "here.txt")
+    here = (tmp_path / "here.txt").read_text(encoding="utf-8")
+    assert here == (journey.folder / "run" / "predictions.txt").read_text(encoding="utf-8")
+
+
+def test_one_leaf_of_the_yaml_changes_the_width_of_the_layer(project: Path) -> None:
+    config = read_config(project / "tiny.yaml")
+    config["model"]["network"]["d_ff"] = 48
+    config["trainer"] |= {"max_steps": 1, "val_check_interval": 1}
+    config["checkpoint"]["every_n_train_steps"] = 1
+    (project / "wider.yaml").write_text(yaml.safe_dump(config))
+    succeed("fit", "--config", "wider.yaml")
+    weights = load(project / "run" / "checkpoints" / "step=1.ckpt")["state_dict"]
+    widths = {tuple(value.shape) for name, value in weights.items() if "feed_forward." in name and value.dim() == 2}
+    assert widths == {(48, 16), (16, 48)}
+
+
+def test_later_files_and_options_win(project: Path) -> None:
+    (project / "later.yaml").write_text("model: {network: {d_ff: 64, dropout: 0.2}}\ntrainer: {max_steps: 5}\n")
+    files = ("--config", "tiny.yaml", "--config", "later.yaml")
+    config = printed_config(*files, "--model.network.d_ff", "96", "--data.vocab_size=310")
+    network = config["model"]["init_args"]["network"]["init_args"]
+    assert (network["d_ff"], network["dropout"], network["num_heads"]) == (96, 0.2, 2)
+    assert (config["trainer"]["max_steps"], config["trainer"]["val_check_interval"]) == (5, 4)
+    config = printed_config("--model.network.d_ff", "96", *files)  # an option before the files loses
+    assert config["model"]["init_args"]["network"]["init_args"]["d_ff"] == 64
+
+
+def test_null_reaches_the_arguments_of_nested_classes(project: Path) -> None:
+    config = printed_config("--config", "tiny.yaml", "--data.test.tgt", "null", "--model.network.max_length=null")
+    (corpus,) = [config["data"]["init_args"]["test"]]
+    corpus = corpus[0] if isinstance(corpus, list) else corpus
+    assert corpus["init_args"]["tgt"] is None
+    assert config["model"]["init_args"]["network"]["init_args"]["max_length"] is None
+
+
+def test_the_vocabulary_is_given_once(project: Path) -> None:
+    succeed("fit", "--config", "tiny.yaml", "--data.vocab_size", "311", "--trainer.max_steps", "4")
+    weights = load(project / "run" / "checkpoints" / NEXT_TO_LAST)["state_dict"]
+    assert weights["network.projection.weight"].shape == (311, 16)
+
+
+def test_a_listed_callback_takes_the_place_of_the_default_one(project: Path) -> None:
+    content = read_config(project / "tiny.yaml")
+    content["trainer"]["callbacks"] = [
+        {"class_path": "lit_transformer.InverseSqrtWarmup", "init_args": {"warmup_steps": 2}},
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 8}},
+    ]
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    succeed("fit", "--config", "own.yaml")
+    rates = by_step(log_rows(project / "run" / "logs" / "version_0"), "lr-Adam")
+    expected = {step: PEAK * min((step + 1) / 2, math.sqrt(2 / (step + 1))) for step in range(8)}
+    assert {step: float(rate) for step, rate in rates.items()} == pytest.approx(expected)
+    assert [path.name for path in (project / "run").rglob("*.ckpt")] == ["epoch=0-step=8.ckpt"]
+
+
+def test_the_default_schedule_is_logged_at_its_own_step(journey: Journey) -> None:
+    rates = by_step(log_rows(journey.folder / "run" / "logs" / "version_0"), "lr-Adam")
+    expected = {step: PEAK * min((step + 1) / 4, math.sqrt(4 / (step + 1))) for step in range(8)}
+    assert {step: float(rate) for step, rate in rates.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_resumed_run_equals_one_that_never_stopped(project: Path, journey: Journey, num_workers: int) -> None:
+    options = ("--config", "tiny.yaml", "--data.num_workers", num_workers)
+    succeed("fit", *options, "--trainer.max_steps", "4")
+    resumed = succeed("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "8")
+    assert f"run/checkpoints/{NEXT_TO_LAST}" in resumed.err
+    assert_same_run(journey, project / "run", ["version_0", "version_1"])
+    assert read_config(project / "run" / "config.yaml")["ckpt_path"] is None  # else test would stay with the old one
+    tested = succeed("test", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
+    assert f"run/checkpoints/{LAST}" in tested.err
+
+
+def test_a_killed_run_goes_on_from_any_checkpoint(project: Path, journey: Journey) -> None:
+    checkpoint = journey.checkpoints / NEXT_TO_LAST
+    succeed("fit", "--config", "tiny.yaml", "--ckpt_path", checkpoint)
+    uninterrupted = by_step(log_rows(journey.folder / "run" / "logs" / "version_0"), "train/loss")
+    losses = by_step(log_rows(project / "run" / "logs" / "version_0"), "train/loss")
+    assert losses == {step: loss for step, loss in uninterrupted.items() if step >= 4}
+    assert_same_weights(journey.checkpoints / LAST, project / "run" / "checkpoints" / LAST)
+
+
+def assert_same_run(journey: Journey, run: Path, starts: list[str]) -> None:
+    expected = log_rows(journey.folder / "run" / "logs" / "version_0")
+    got = log_rows(*(run / "logs" / start for start in starts))
+    for name in ("train/loss", "train/perplexity", "lr-Adam", "val/loss", "val/bleu"):
+        assert by_step(got, name) == by_step(expected, name), name
+        assert len(by_step(got, name)) in (2, 8)
+    assert_same_weights(journey.checkpoints / LAST, run / "checkpoints" / LAST)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = load(one), load(other)
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for name, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][name]), name
+    moments = [content["optimizer_states"][0]["state"] for content in (first, second)]
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[1][key][name]), (key, name)
+
+
+def test_overwrite_starts_anew_and_is_not_remembered(project: Path, journey: Journey) -> None:
+    options = ("--config", "tiny.yaml", "--trainer.max_steps", "4")
+    shutil.copytree(journey.folder / "run", project / "run")
+    succeed("fit", *options, "--overwrite", "true")
+    assert [path.name for path in (project / "run" / "checkpoints").iterdir()] == [NEXT_TO_LAST]
+    assert read_config(project / "run" / "config.yaml")["overwrite"] is False
+    again = lit("fit", "--config", "run/config.yaml")
+    assert again.status == 1
+    assert "--overwrite" in again.err
+
+
+def test_a_quick_check_of_the_machinery_leaves_no_checkpoints(project: Path) -> None:
+    succeed("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
+    assert not list(project.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("command", ["fit", pytest.param("test", marks=pytest.mark.slow)])
+def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
+    page = succeed(command, "--help").out
+    for key in ("model", "model.network", "data", "data.train", "data.tokenizer"):
+        names = set(PLUGS[key].__init__.__annotations__) - {"return"}
+        for name in names - {"network", "train", "val", "test", "predict", "tokenizer", "seed"}:
+            assert f"--{key}.{name} " in page or (key == "model.network" and name.endswith("vocab_size")), (key, name)
+    for key in ("warmup.warmup_steps", "bleu.beam_size", "averaging.num_checkpoints", "writer.output_path"):
+        assert f"--{key} " in page
+    for key in ("checkpoint.every_n_train_steps", "trainer.max_steps", "ckpt_path", "overwrite", "config"):
+        assert f"--{key} " in page
+    assert "examples:" in page
+    assert "known subclasses" not in page
+    paragraphs = page.split("\n  --")
+    assert max(paragraph.count("\n") for paragraph in paragraphs) < 16
+
+
+def test_the_first_page_lists_every_command() -> None:
+    page = succeed().out
+    assert page == succeed("--help").out
+    for name in ("quickstart", "fit", "validate", "test", "predict", "translate", "attention", "average"):
+        assert f"\n  {name} " in page
+
+
+def test_validate_scores_the_validation_text(journey: Journey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(journey.folder)
+    validated = succeed("validate", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
+    for name in ("val/loss", "val/perplexity", "val/bleu", "val/chrf"):
+        assert name in validated.out

@@ -1,0 +1,359 @@
+"""The commands around a trained model: what they read and write, and what they say and leave behind when they fail."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import Finished, lit
+from tiny_run import sentences
+from tiny_run import tiny_run as tiny_run
+
+from lit_transformer import commands
+from lit_transformer import translator as translator_file
+from lit_transformer.callbacks.averaging import average_checkpoints
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.translator import Translator
+
+LINES = sentences(10, seed=8)
+
+
+def translate(run: Path, *arguments: object, stdin: str | bytes = "", status: int = 0) -> Finished:
+    finished = lit("translate", run, *arguments, stdin=stdin)
+    assert finished.status == status, finished.err
+    return finished
+
+
+def expected(run: Path, lines: list[str], **search: Any) -> list[str]:
+    return Translator.from_pretrained(run, search=BeamSearch(**search))(lines)
+
+
+def assert_one_sentence(finished: Finished, *words: str) -> None:
+    """One line on standard error that names the program and says ``words``."""
+    assert finished.err.startswith("lit-transformer")
+    assert finished.err.count("\n") == 1
+    assert "Traceback" not in finished.err
+    for word in words:
+        assert word in finished.err
+
+
+# What translate reads
+
+
+def test_sentences_of_the_command_line(tiny_run: Path) -> None:
+    assert translate(tiny_run, "one cat", "", "two").out == "eins Katze\n\nzwei\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--beam_size", "1", "one cat", "two"],
+        ["one cat", "--beam_size", "1", "two"],
+        ["one cat", "two", "--beam_size=1"],
+    ],
+)
+def test_options_may_stand_anywhere(tiny_run: Path, arguments: list[str]) -> None:
+    assert translate(tiny_run, *arguments).out == "eins Katze\nzwei\n"
+
+
+def test_lines_of_standard_input_and_of_a_file(tiny_run: Path, tmp_path: Path) -> None:
+    text = "".join(f"{line}\n" for line in LINES)
+    out = "".join(f"{line}\n" for line in expected(tiny_run, LINES))
+    (tmp_path / "in.txt").write_text(text)
+    assert translate(tiny_run, stdin=text).out == out
+    assert translate(tiny_run, "--input", "-", stdin=text).out == out
+    assert translate(tiny_run, "--input", tmp_path / "in.txt").out == out
+    assert translate(tiny_run / "checkpoints" / "step=150.ckpt", stdin=text).out == out
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"\n", [""]),
+        (b"one\n\n \ntwo\n", ["eins", "", "", "zwei"]),
+        (b"one\r\ntwo\r\n", ["eins", "zwei"]),
+        (b"one\ntwo", ["eins", "zwei"]),  # the last line need not be closed
+        (b"\xef\xbb\xbfone\ntwo\n", ["eins", "zwei"]),  # a byte order mark
+        (b"\xef\xbb\xbf\n", [""]),
+    ],
+)
+def test_one_line_out_for_each_line_in(tiny_run: Path, content: bytes, lines: list[str]) -> None:
+    assert translate(tiny_run, stdin=content).out == "".join(f"{line}\n" for line in lines)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x0b", "\x0c", "\x85", "\x1c", "\r"])
+def test_only_line_feeds_end_a_line(tiny_run: Path, separator: str) -> None:
+    out = translate(tiny_run, stdin=f"one{separator}two\nred\n").out
+    assert out.count("\n") == 2
+    assert out.endswith("\nrot\n")
+
+
+def test_a_thousand_lines(tiny_run: Path) -> None:
+    words = ["one", "two", "", "red"]
+    out = translate(tiny_run, "--beam_size", 1, stdin="".join(f"{words[i % 4]}\n" for i in range(1000))).out
+    assert out == "eins\nzwei\n\nrot\n" * 250
+
+
+def test_a_line_of_5000_words_is_cut_as_the_help_says(tiny_run: Path) -> None:
+    finished = translate(tiny_run, "--beam_size", 1, stdin="one\n" + "two " * 5000 + "\nred\n")  # a space ends it
+    assert finished.out.startswith("eins\n")
+    assert finished.out.endswith("\nrot\n")
+    assert finished.out.count("\n") == 3
+    assert "line 2 has 5002 tokens and is cut to 64" in finished.err
+    assert "line 1 has 4 tokens and is cut to 3" in translate(tiny_run, "--max_length", 3, "one two red").err
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_person_at_the_keyboard_is_told_how_to_end(
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, b"one\n\x04")  # Ctrl-D
+    with os.fdopen(terminal) as stdin, caplog.at_level(logging.INFO, "lit_transformer"):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        commands.run(["translate", str(tiny_run)])
+    os.close(keyboard)
+    assert capsys.readouterr().out == "eins\n"
+    assert "one in a line; end with Ctrl-D" in caplog.text
+
+
+# What translate writes
+
+
+def test_search_options_are_heard(tiny_run: Path) -> None:
+    text = "".join(f"{line}\n" for line in LINES)
+    for options, search in (
+        (["--beam_size", "1"], {"beam_size": 1}),
+        (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
+    ):
+        assert translate(tiny_run, *options, stdin=text).out.split("\n")[:-1] == expected(tiny_run, LINES, **search)
+
+
+def test_scores_and_several_translations(tiny_run: Path) -> None:
+    several = list(
+        Translator.from_pretrained(tiny_run, search=BeamSearch(beam_size=4, n_best=2)).translate(["one", "", "two"])
+    )
+    rows = [line.split("\t") for line in translate(tiny_run, "--n_best", 2, "one", "", "two").out.split("\n")[:-1]]
+    assert rows == [
+        [str(number), f"{one.score:.4f}", one.text] for number, found in enumerate(several, 1) for one in found
+    ]
+    assert [row[0] for row in rows] == ["1", "1", "2", "3", "3"]  # an empty line has one translation
+    assert rows[2] == ["2", "0.0000", ""]
+    scored = translate(tiny_run, "--scores", "one", "two").out.split("\n")[:-1]
+    best = [next(Translator.from_pretrained(tiny_run).translate([word]))[0] for word in ("one", "two")]
+    assert scored == [f"{one.score:.4f}\t{one.text}" for one in best]
+
+
+def test_more_translations_widen_the_beam_unless_it_was_given(tiny_run: Path) -> None:
+    out = translate(tiny_run, "--n_best", 6, "one").out
+    wide = next(Translator.from_pretrained(tiny_run, search=BeamSearch(beam_size=6, n_best=6)).translate(["one"]))
+    assert [line.split("\t")[2] for line in out.split("\n")[:-1]] == [one.text for one in wide]
+    refused = translate(tiny_run, "--n_best", 3, "--beam_size", 2, "one", status=1)
+    assert_one_sentence(refused, "--n_best 3 needs --beam_size 3 or more, got 2")
+
+
+def test_output_goes_to_a_file_in_a_new_folder(tiny_run: Path, tmp_path: Path) -> None:
+    finished = translate(tiny_run, "one cat", "two", "--output", tmp_path / "new" / "out.txt")
+    assert finished.out == ""
+    assert (tmp_path / "new" / "out.txt").read_bytes() == b"eins Katze\nzwei\n"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.txt"]
+
+
+def test_a_file_can_be_translated_in_place(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("one\ntwo\n")
+    translate(tiny_run, "--input", tmp_path / "x", "--output", tmp_path / "x")
+    assert (tmp_path / "x").read_text() == "eins\nzwei\n"
+
+
+def test_output_may_be_a_device(tiny_run: Path) -> None:
+    translate(tiny_run, "one", "--output", os.devnull)
+    assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("old", [None, "what was there\n"])
+def test_an_error_midway_leaves_the_output_as_it_was(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str | None
+) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)  # so that lines have been written before the bad one is met
+    output = tmp_path / "out.txt"
+    if old is not None:
+        output.write_text(old)
+    finished = translate(tiny_run, "--output", output, stdin=b"one\ntwo\nred\nblue\n\xff\n", status=1)
+    assert_one_sentence(finished, "line 5 of standard input is not valid UTF-8")
+    assert (output.read_text() if output.exists() else None) == old
+    assert len(list(tmp_path.iterdir())) == (old is not None)
+
+
+def test_lines_before_an_error_reach_standard_output(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+    assert translate(tiny_run, stdin=b"one\ntwo\n\xff\n", status=1).out == "eins\nzwei\n"
+
+
+# What translate refuses
+
+
+def test_bad_text_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_bytes(b"one\nM\xfcller\n")
+    finished = translate(tiny_run, "--input", tmp_path / "in.txt", status=1)
+    assert_one_sentence(finished, f"line 2 of {tmp_path / 'in.txt'} is not valid UTF-8")
+    finished = translate(tiny_run, "one", os.fsdecode(b"M\xfcller"), status=1)
+    assert_one_sentence(finished, "sentence 2 of the command line is not valid UTF-8")
+
+
+def test_bad_files_are_named(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        (["--input", tmp_path / "gone"], "gone cannot be read: No such file"),
+        (["--input", tmp_path], "cannot be read: Is a directory"),
+        (["one", "--output", tmp_path], "cannot be written: Is a directory"),
+        (["one", "--output", tmp_path / "file" / "out"], "out cannot be written: "),
+        (["one", "--input", tmp_path / "file"], "file; give one of the two"),
+    ):
+        assert_one_sentence(translate(tiny_run, *arguments, status=1), words)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert_one_sentence(translate(tmp_path / "gone", "one", status=1), "gone does not exist; give a .ckpt file")
+    assert_one_sentence(translate(tmp_path, "one", status=1), "no readable checkpoint (*.ckpt) in", "train with fit")
+    assert_one_sentence(translate(tmp_path / "file", "one", status=1), "file is not a checkpoint file")
+
+
+def test_a_missing_input_leaves_the_output_alone(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("old")
+    translate(tiny_run, "--input", tmp_path / "gone", "--output", tmp_path / "out", status=1)
+    assert (tmp_path / "out").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--beam_sise", "2"], "Did you mean 'beam_size'?"),
+        (["--nbest", "2"], "Did you mean 'n_best'?"),
+        (["--beam_size", "0"], "argument --beam_size: expected a whole number above 0, got 0"),
+        (["--beam_size", "many"], "argument --beam_size: invalid"),
+        (["--length_penalty", "nan"], "argument --length_penalty: expected a finite number, got nan"),
+        (["--max_tokens", "-1"], "argument --max_tokens: expected"),
+    ],
+)
+def test_a_bad_option_is_named(tiny_run: Path, arguments: list[str], words: str) -> None:
+    finished = translate(tiny_run, "one", *arguments, status=2)
+    assert finished.out == ""
+    assert finished.err.count("\n") == 1
+    assert words in finished.err
+
+
+def test_a_device_that_is_not_here(tiny_run: Path) -> None:
+    assert_one_sentence(translate(tiny_run, "one", "--device", "qpu", status=1), "--device qpu cannot be used here")
+    assert translate(tiny_run, "one", "--device", "cpu").out == "eins\n"
+
+
+def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:
+    command = [sys.executable, "-m", "lit_transformer", "translate", str(tiny_run), "--beam_size", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # as `| head` does when it has seen enough
+        _, err = process.communicate(b"one\n" * 20)
+    assert err == b""
+    assert process.returncode == 0
+
+
+# average
+
+
+def test_average_of_a_run(tiny_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "average.ckpt"
+    finished = lit("average", tiny_run, "--last", 2, "--output", output)
+    assert finished.status == 0, finished.err
+    paths = [tiny_run / "checkpoints" / f"step={step}.ckpt" for step in (100, 150)]
+    assert finished.out == f"{output}: the mean of {paths[0]}, {paths[1]}\n"
+    mean = average_checkpoints(paths)
+    torch.testing.assert_close(dict(torch.load(output, weights_only=True)["state_dict"]), mean, rtol=0, atol=0)
+    assert [path.name for path in output.parent.iterdir()] == ["average.ckpt"]
+    assert len(translate(output, "one", "two").out.split("\n")) == 3
+
+
+def test_average_of_files(tiny_run: Path, tmp_path: Path) -> None:
+    paths = [tiny_run / "checkpoints" / f"step={step}.ckpt" for step in (50, 150)]
+    assert lit("average", paths[0], "--output", tmp_path / "x.ckpt", paths[1]).status == 0
+    mean = average_checkpoints(paths)
+    torch.testing.assert_close(
+        dict(torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]), mean, rtol=0, atol=0
+    )
+
+
+def test_average_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    good, output = tiny_run / "checkpoints" / "step=50.ckpt", tmp_path / "x.ckpt"
+    for arguments, words in (
+        ([tiny_run, "--last", 9, "--output", output], "9 checkpoints should be averaged, but"),
+        ([good, tmp_path / "gone", "--output", output], "gone does not exist"),
+        ([good, tmp_path / "file", "--output", output], "file is not a checkpoint file"),
+        ([tmp_path, "--output", output], "holds 0"),
+        ([good, "--output", tmp_path / "file" / "x.ckpt"], "x.ckpt cannot be written: "),
+    ):
+        finished = lit("average", *arguments)
+        assert finished.status == 1
+        assert_one_sentence(finished, words)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    finished = lit("average", good)
+    assert finished.status == 2
+    assert "the following arguments are required: --output" in finished.err
+
+
+# attention
+
+
+def test_attention_writes_pictures_and_a_page(tiny_run: Path, tmp_path: Path) -> None:
+    stem = tmp_path / "new" / "cats"
+    finished = lit("attention", tiny_run, "one cat", "--output", stem)
+    assert finished.status == 0, finished.err
+    names = ["cats.png", "cats-encoder.png", "cats-decoder.png", "cats-cross.png", "cats.html"]
+    assert finished.out == "".join(f"{stem.parent / name}\n" for name in names)
+    assert {path.name for path in stem.parent.iterdir()} == set(names)
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in stem.parent.glob("*.png"))
+    page = stem.with_suffix(".html").read_text(encoding="utf-8")
+    assert "one cat → eins Katze" in page
+
+
+def test_attention_of_a_given_translation(tiny_run: Path, tmp_path: Path) -> None:
+    finished = lit("attention", tiny_run, "one cat", "rot blau", "--output", tmp_path / "x.html")
+    assert finished.status == 0, finished.err
+    assert "one cat → rot blau" in (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_attention_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        ([tiny_run, " "], "the source sentence is empty"),
+        ([tmp_path / "gone", "one"], "gone does not exist"),
+        ([tiny_run, "one", "--output", tmp_path / "file" / "x.html"], "x.html cannot be written: "),
+        ([tiny_run, os.fsdecode(b"\xff")], "sentence 1 of the command line is not valid UTF-8"),
+    ):
+        finished = lit("attention", *arguments)
+        assert finished.status == 1
+        assert_one_sentence(finished, words)
+
+
+def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
+    for command, options in {
+        "translate": ["--input", "--output", "--beam_size", "--length_penalty", "--n_best", "--scores", "--max_length"],
+        "average": ["--last", "--output"],
+        "attention": ["--output"],
+    }.items():
+        finished = lit(command, "--help")
+        assert finished.status == 0
+        assert f"examples:\n  {'echo' if command == 'translate' else 'lit-transformer'}" in finished.out
+        assert all(option in finished.out for option in options)
+
+
+def test_the_package_stays_quiet_after_a_command(tiny_run: Path) -> None:
+    before = logging.getLogger("lit_transformer").handlers[:]
+    translate(tiny_run, "one")
+    assert logging.getLogger("lit_transformer").handlers == before

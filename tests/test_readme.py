@@ -1,0 +1,166 @@
+"""The README is part of the program: its blocks run, its commands parse, its names and files exist."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import lit
+
+import lit_transformer
+from lit_transformer import commands, nn, quickstart
+from lit_transformer.cli import COMMANDS
+from lit_transformer.data import batching
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [code.replace("\\\n", " ") for language, code in BLOCKS if language in ("", "bash", "sh", "console")]
+YAML = [code for language, code in BLOCKS if language == "yaml"]
+CALLS = [  # the arguments of every lit-transformer in every line, up to a pipe or the end of the command
+    call
+    for code in SHELL
+    for line in code.splitlines()
+    for call in re.findall(r"lit-transformer (.+?)(?: \||&&|$)", line)
+]
+OWN_CLASS = next(code for code in PYTHON if "class Warm" in code)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README assumes it: configs, a run, a package of one's own."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    (tmp_path / "my_project.py").write_text(OWN_CLASS)
+    run = tmp_path / "runs" / "tiny"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_there_are_blocks_of_every_kind() -> None:
+    assert len(PYTHON) >= 2
+    assert len(YAML) >= 1
+    assert {shlex.split(call)[0] for call in CALLS} >= {"quickstart", "fit", "test", "translate"}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_every_command_parses(call: str, workplace: Path) -> None:
+    name, *options = shlex.split(call)
+    assert name in COMMANDS
+    if name in commands.COMMANDS:
+        commands.COMMANDS[name][0]().parse_args(options)
+    elif name == "quickstart":
+        quickstart.quickstart_parser().parse_args(options)
+    else:
+        finished = lit(name, *options, "--print_config")
+        assert finished.status == 0, finished.err
+        assert yaml.safe_load(finished.out)["model"]
+
+
+def test_the_class_of_ones_own_is_what_the_command_trains(workplace: Path) -> None:
+    call = next(call for call in CALLS if "my_project." in call)
+    printed = yaml.safe_load(lit(*shlex.split(call), "--print_config").out)
+    assert printed["model"]["init_args"]["network"]["class_path"] == "my_project.WarmTransformer"
+
+
+@pytest.mark.parametrize("code", YAML)
+def test_every_yaml_block_is_accepted(code: str, workplace: Path) -> None:
+    (workplace / "block.yaml").write_text(code)
+    finished = lit("fit", "--config", "configs/tiny.yaml", "--config", "block.yaml", "--print_config")
+    assert finished.status == 0, finished.err
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_every_python_block_runs_in_small(number: int, workplace: Path) -> None:
+    """The same code on a part of the text."""
+    smaller = PYTHON[number].replace('TeachingCorpus("train"', 'TeachingCorpus("train", max_rows=400')
+    smaller = smaller.replace('TeachingCorpus("validation"', 'TeachingCorpus("validation", max_rows=8')
+    run_block(smaller)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_every_python_block_runs(number: int, workplace: Path) -> None:
+    run_block(PYTHON[number])
+
+
+def run_block(code: str) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert "print(" not in code or out.getvalue().strip()
+
+
+def readme_command(name: str) -> str:
+    """A marked command, found by the very function of the gate."""
+    gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    function = re.search(r"^readme_command\(\) \{.*?^\}", gate, re.S | re.M)
+    assert function, ".ci/run has no function readme_command"
+    script = f"{function.group(0)}\nreadme_command {name}"
+    return subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"), [("main-command", "lit-transformer quickstart"), ("test-command", "-m pytest -q")]
+)
+def test_the_gate_finds_the_marked_commands(name: str, ending: str) -> None:
+    command = readme_command(name)
+    assert command.count("\n") == 1, "a command to paste is one line"
+    assert command.strip().endswith(ending)
+    assert command.strip() in {code.strip() for code in SHELL}
+    assert "-c constraints.txt" in command
+
+
+def table_rows(heading: str) -> Iterator[list[str]]:
+    """The rows of the table whose head begins with ``heading``."""
+    _, _, rest = README.partition(f"| {heading} |")
+    assert rest, f"there is no table that begins with {heading}"
+    for line in rest.splitlines()[2:]:
+        if not line.startswith("|"):
+            return
+        yield [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_seam_of_the_table_exists() -> None:
+    homes = (lit_transformer, nn, batching)
+    seen = 0
+    for _, cell in table_rows("to change"):
+        owner: object = None
+        for name in re.findall(r"`([^`]+)`", cell):
+            base, _, member = re.sub(r"\(.*", "", name).partition(".")
+            if base[0].isupper():
+                owner = next(getattr(home, base) for home in homes if hasattr(home, base))
+                if member:
+                    assert hasattr(owner, member), name
+                if argument := re.search(r"\((\w+)=", name):
+                    assert argument.group(1) in owner.__init__.__annotations__, name  # type: ignore[misc]
+            else:
+                assert hasattr(owner or lit_transformer.LitTransformer, base) or base in (
+                    lit_transformer.LitTransformer.__init__.__annotations__
+                ), name
+            seen += 1
+    assert seen >= 15
+
+
+def mentioned_paths() -> set[str]:
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", README)
+    plain = re.findall(r"(?:configs|tests|docs|benchmarks)/[\w./-]+", README)
+    quoted = re.findall(r"`(constraints\.txt|CHANGELOG\.md|LICENSE)`", README)
+    return {path.rstrip(".") for path in (*links, *plain, *quoted)}
+
+
+@pytest.mark.parametrize("path", sorted(mentioned_paths()))
+def test_every_file_that_is_mentioned_exists(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"^[A-Z]{4,}$|TODO|FIXME|XXX", README, re.M)

@@ -1,0 +1,391 @@
+"""Translator: equal results from file, run and export; every line in its place; one sentence for what is broken."""
+
+import json
+import logging
+import math
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_run import sentences
+from tiny_run import tiny_run as tiny_run
+from torch import nn
+
+from lit_transformer import translator as translator_file
+from lit_transformer.data import SubwordTokenizer
+from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.interfaces import InputError, SentencePair
+from lit_transformer.nn import Transformer
+from lit_transformer.translator import CheckpointError, Translation, Translator, build_network
+from lit_transformer.vocabulary import EOS_ID
+
+SMALL: dict[str, Any] = {"num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2}
+LINES = sentences(12, seed=5)
+
+
+@pytest.fixture
+def translator(tiny_run: Path) -> Translator:
+    return Translator.from_pretrained(tiny_run)
+
+
+def content_of(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "step=150.ckpt", weights_only=True)
+    return content
+
+
+# Where it comes from
+
+
+def test_the_run_has_learned_its_language(translator: Translator) -> None:
+    assert translator("one cat") == ["eins Katze"]
+    assert translator(["two", "blue"]) == ["zwei", "blau"]
+
+
+def test_file_run_and_export_translate_alike(tiny_run: Path, tmp_path: Path) -> None:
+    newest = tiny_run / "checkpoints" / "step=150.ckpt"
+    expected = Translator.from_pretrained(newest)(LINES)
+    assert expected != Translator.from_pretrained(tiny_run / "checkpoints" / "step=50.ckpt")(LINES)
+    shutil.copy(newest, tmp_path / "copied.ckpt")
+    exported = Translator.from_pretrained(str(newest)).save(tmp_path / "a" / "b")
+    assert {path.name for path in exported.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    for place in (tiny_run, tiny_run / "checkpoints", tmp_path, exported, str(exported)):
+        assert Translator.from_pretrained(place)(LINES) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"tie": "output"}, {"tie": "none"}, {"norm": "pre", "bias": False}])
+def test_an_export_is_the_same_network(tiny_run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    network = Transformer(400, **SMALL, **options)
+    folder = Translator(network, Translator.from_pretrained(tiny_run).tokenizer).save(tmp_path)
+    loaded = Translator.from_pretrained(folder).network
+    assert type(loaded) is Transformer
+    assert loaded.spec == network.spec
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict(), rtol=0, atol=0)
+    ways = {name: parameter.data_ptr() for name, parameter in loaded.named_parameters(remove_duplicate=False)}
+    embeddings = ("projection.weight", "tgt_embedding.weight", "src_embedding.weight")
+    assert len({ways[name] for name in embeddings}) == {"all": 1, "output": 2, "none": 3}[options.get("tie", "all")]
+    on_disk = safetensors.torch.load_file(folder / "model.safetensors")
+    size = sum(tensor.numel() for tensor in on_disk.values())
+    assert size == sum(parameter.numel() for parameter in network.parameters())  # what is tied is there once
+
+
+def test_saving_again_replaces_and_leaves_nothing_else(translator: Translator, tmp_path: Path) -> None:
+    Translator(Transformer(400, **SMALL), translator.tokenizer).save(tmp_path)
+    translator.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert Translator.from_pretrained(tmp_path)(LINES) == translator(LINES)
+
+
+def test_it_is_ready_for_inference(translator: Translator) -> None:
+    assert not any(part.training for part in translator.network.modules())
+    assert not any(parameter.requires_grad for parameter in translator.network.parameters())
+    assert translator.to("cpu") is translator
+
+
+def test_a_compiled_network_loads(tiny_run: Path, tmp_path: Path) -> None:
+    content = content_of(tiny_run)
+    weights = content["state_dict"].items()
+    content["state_dict"] = {key.replace("network.", "network._orig_mod."): value for key, value in weights}
+    torch.save(content, tmp_path / "x.ckpt")
+    assert Translator.from_pretrained(tmp_path / "x.ckpt")(LINES) == Translator.from_pretrained(tiny_run)(LINES)
+
+
+# Lines
+
+
+def test_empty_lines_stay_empty(translator: Translator) -> None:
+    lines = ["", "one", "  ", "\t", "two", "\u3000", ""]
+    assert translator(lines) == ["", "eins", "", "", "zwei", "", ""]
+    assert next(translator.translate([""])) == [Translation("", 0.0)]
+    assert translator([]) == []
+
+
+def test_a_thousand_lines_keep_their_order(tiny_run: Path) -> None:
+    greedy = Translator.from_pretrained(tiny_run, search=GreedySearch())
+    known = ["one", "two", "red", "blue", "one cat", ""]
+    alone = {line: greedy([line])[0] for line in known}
+    assert len(set(alone.values())) == len(known)
+    draw = random.Random(1)
+    lines = draw.choices(known, k=1000)
+    assert greedy(lines) == [alone[line] for line in lines]
+
+
+def test_the_stream_is_read_in_windows(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 4)
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "one" if taken % 2 else "two"
+
+    results = Translator.from_pretrained(tiny_run, search=GreedySearch()).translate(endless())
+    assert taken == 0
+    seen = []
+    for best in islice(results, 6):
+        seen.append((best[0].text, taken))
+    assert seen == [("eins", 4), ("zwei", 4), ("eins", 4), ("zwei", 4), ("eins", 8), ("zwei", 8)]
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 30])
+def test_the_budget_changes_nothing_but_the_batches(tiny_run: Path, max_tokens: int) -> None:
+    class Spy(GreedySearch):
+        shapes: list[tuple[int, int]] = []  # noqa: RUF012
+
+        def __call__(self, network: Any, src: Any) -> Any:
+            self.shapes.append(tuple(src.shape))
+            return super().__call__(network, src)
+
+    spy = Spy()
+    spy.shapes = []
+    lines = [*sentences(25, seed=6), "", *sentences(5, seed=7)]
+    found = list(Translator.from_pretrained(tiny_run, search=spy, max_tokens=max_tokens).translate(lines))
+    whole = list(Translator.from_pretrained(tiny_run, search=GreedySearch(), max_tokens=10**6).translate(lines))
+    assert [best[0].text for best in found] == [best[0].text for best in whole]
+    assert [best[0].score for best in found] == pytest.approx([best[0].score for best in whole], abs=1e-4)
+    assert all(rows == 1 or rows * width <= max_tokens for rows, width in spy.shapes)
+    assert sum(rows for rows, _ in spy.shapes) == sum(bool(line) for line in lines)
+
+
+def test_n_best(tiny_run: Path) -> None:
+    several = Translator.from_pretrained(tiny_run, search=BeamSearch(n_best=3))
+    for line, found in zip(LINES, several.translate(LINES), strict=True):
+        assert len(found) == 3
+        scores = [one.score for one in found]
+        assert scores == sorted(scores, reverse=True)
+        assert len({one.text for one in found}) == 3
+        (best,) = next(Translator.from_pretrained(tiny_run).translate([line]))
+        assert (best.text, best.score) == (found[0].text, pytest.approx(found[0].score, abs=1e-4))
+
+
+def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator) -> None:
+    (found,) = next(translator.translate(["one cat"]))
+    src = torch.tensor(translator.tokenizer.encode_src(["one cat"]))
+    tgt = torch.tensor(translator.tokenizer.encode_tgt([found.text]))
+    log_probs = translator.network(src, tgt[:, :-1]).log_softmax(-1)
+    total = log_probs.gather(2, tgt[:, 1:, None]).sum().item()
+    assert found.score == pytest.approx(total / ((5 + tgt.size(1) - 1) / 6) ** 0.6, abs=1e-4)
+
+
+def test_a_long_line_is_cut_and_named(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Spy(GreedySearch):
+        def __call__(self, network: Any, src: Any) -> Any:
+            seen.append(src.tolist())
+            return super().__call__(network, src)
+
+    seen: list[list[list[int]]] = []
+    short = Translator.from_pretrained(tiny_run, search=Spy(), max_length=4)
+    tokens = short.tokenizer.encode_src(["one two three four red"])[0]
+    with caplog.at_level(logging.WARNING, "lit_transformer"):
+        found = short(["one", "", "one two three four red"])
+    assert [record.getMessage() for record in caplog.records] == [f"line 3 has {len(tokens)} tokens and is cut to 4"]
+    assert [*tokens[:3], EOS_ID] in [row for rows in seen for row in rows]
+    assert len(found) == 3
+    assert found[1] == ""
+
+
+def test_a_line_number_counts_the_windows_before(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+    with caplog.at_level(logging.WARNING, "lit_transformer"):
+        Translator.from_pretrained(tiny_run, search=GreedySearch(), max_length=3)(["one", "", "", "", "one two three"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("line 5 has ")
+
+
+def test_the_network_may_be_shorter(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Translator.from_pretrained(tiny_run).max_length == 64  # of the network
+    assert Translator.from_pretrained(tiny_run, max_length=10).max_length == 10
+    with caplog.at_level(logging.WARNING, "lit_transformer"):
+        (found,) = Translator.from_pretrained(tiny_run)([" ".join(["one"] * 5000)])
+    assert found
+    assert "line 1 has 5001 tokens and is cut to 64" in caplog.text
+
+
+def test_line_breaks_never_come_out(translator: Translator) -> None:
+    ids = translator.tokenizer.encode_tgt(["a\nb\r\nc"])[0]
+
+    class Fixed(GreedySearch):
+        def __call__(self, network: Any, src: Any) -> Any:
+            found = super().__call__(network, src)
+            return [[best._replace(tokens=ids[1:-1]) for best in one] for one in found]
+
+    assert Translator(translator.network, translator.tokenizer, Fixed())("one") == ["a b  c"]
+
+
+# What every head looks at
+
+
+def test_attention_of_a_given_pair(translator: Translator) -> None:
+    view = translator.attention("one cat", "eins Katze")
+    src = translator.tokenizer.encode_src(["one cat"])
+    tgt = translator.tokenizer.encode_tgt(["eins Katze"])
+    expected = translator.network.attention_maps(torch.tensor(src), torch.tensor(tgt)[:, :-1])  # type: ignore[operator]
+    torch.testing.assert_close(view.maps.cross, expected.cross, rtol=0, atol=0)
+    assert (view.target, view.beams) == ("eins Katze", [])
+    assert (len(view.src_tokens), len(view.tgt_tokens)) == (len(src[0]), len(tgt[0]))
+
+
+def test_attention_of_its_own_translation(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run, search=BeamSearch(n_best=2))
+    view = translator.attention("one cat")
+    assert view.target == "eins Katze"
+    assert [beam.text for beam in view.beams] == [one.text for one in next(translator.translate(["one cat"]))]
+    assert view.maps.cross[0].shape == (1, 2, len(view.tgt_tokens) - 1, len(view.src_tokens))
+
+
+def test_attention_needs_text_and_maps(translator: Translator) -> None:
+    with pytest.raises(InputError, match="the source sentence is empty"):
+        translator.attention(" ")
+    translator.network.attention_maps = None  # type: ignore[assignment]
+    with pytest.raises(InputError, match="Transformer has no attention_maps"):
+        translator.attention("one")
+
+
+# What is broken
+
+
+def small_tokenizer(joint: bool = True, **options: Any) -> SubwordTokenizer:
+    tokenizer = SubwordTokenizer(vocab_size=300, joint=joint, **options)
+    tokenizer.train([SentencePair("one two", "eins zwei")] * 3)
+    return tokenizer
+
+
+def test_arguments_are_checked() -> None:
+    for name in ("max_tokens", "max_length"):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1 token, got 0"):
+            Translator(Transformer(400, **SMALL), small_tokenizer(), **{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_that_does_not_fit() -> None:
+    tokenizer = small_tokenizer()
+    size = tokenizer.num_tokens
+    Translator(Transformer(size, **SMALL), tokenizer)
+    with pytest.raises(CheckpointError, match=f"has {size} source tokens but the network only {size - 1}: they were"):
+        Translator(Transformer(size - 1, **SMALL), tokenizer)
+    both = small_tokenizer(joint=False, src_vocab_size=320)
+    network = Transformer(both.num_tokens - 1, both.num_src_tokens, tie="output", **SMALL)
+    with pytest.raises(CheckpointError, match=f"has {both.num_tokens} target tokens but"):
+        Translator(network, both)
+    network = Transformer(both.num_tokens, both.num_src_tokens - 1, tie="output", **SMALL)
+    with pytest.raises(CheckpointError, match=f"has {both.num_src_tokens} source tokens but"):
+        Translator(network, both)
+
+
+def test_no_such_place(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint .*gone does not exist; give a .ckpt file, the folder"):
+        Translator.from_pretrained(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"no readable checkpoint \(\*.ckpt\) in"):
+        Translator.from_pretrained(tmp_path)
+    (tmp_path / "x.ckpt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"x.ckpt is not a checkpoint file"):
+        Translator.from_pretrained(tmp_path / "x.ckpt")
+
+
+def test_a_damaged_newest_gives_way(tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (50, 100, 150):
+        shutil.copy(tiny_run / "checkpoints" / f"step={step}.ckpt", tmp_path)
+    os.truncate(tmp_path / "step=150.ckpt", 1000)
+    expected = Translator.from_pretrained(tmp_path / "step=100.ckpt")(LINES)
+    with caplog.at_level(logging.WARNING, "lit_transformer"):
+        assert Translator.from_pretrained(tmp_path)(LINES) == expected
+    assert "step=150.ckpt is not a checkpoint file" in caplog.text
+
+
+def change_spec(**spec: Any) -> Any:
+    return lambda content: content["hyper_parameters"]["network"].update(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("TranslationDataModule"), r"x.ckpt holds no tokenizer, so it cannot translate by itself"),
+        (lambda c: c.pop("hyper_parameters"), r"x.ckpt holds no description of the network"),
+        (lambda c: c.update(hyper_parameters=[1]), r"x.ckpt holds no description of the network"),
+        (lambda c: c["hyper_parameters"].update(network="x"), r"x.ckpt holds no description of the network"),
+        (lambda c: c["TranslationDataModule"].update(tokenizer={}), r"x.ckpt is damaged: not the state of a Subword"),
+        (change_spec(class_path="os.system"), r"x.ckpt cannot be used: 'os.system' is not a TranslationNetwork"),
+        (change_spec(class_path="torch.nn.Linear"), r"'torch.nn.Linear' is not a TranslationNetwork, so"),
+        (change_spec(class_path="no_such_package.Network"), r"cannot be imported .*no_such_package.*install its"),
+        (change_spec(class_path="lit_transformer.Transfomer"), r"'lit_transformer.Transfomer' cannot be imported"),
+        (change_spec(class_path=None), r"'None' cannot be imported"),
+        (change_spec(class_path=".Transformer"), r"'.Transformer' cannot be imported"),
+        (change_spec(init_args={"d_modl": 4}), r"Transformer does not accept the stored arguments: .*d_modl"),
+        (change_spec(init_args=[1]), r"Transformer does not accept the stored arguments"),
+        (change_spec(init_args={"d_model": 30, "num_heads": 4}), r"Transformer does not accept .*d_model"),
+        (change_spec(init_args={"vocab_size": 400, **SMALL}), r"the weights in .*x.ckpt do not fit .*: size mismatch"),
+        (lambda c: c["state_dict"].popitem(last=False), r"the weights in .*x.ckpt do not fit .*: Missing key"),
+        (lambda c: c.update(state_dict={}), r"the weights in .*x.ckpt do not fit the network it describes"),
+    ],
+)  # fmt: skip
+def test_a_broken_checkpoint_is_named(tiny_run: Path, tmp_path: Path, change: Any, message: str) -> None:
+    content = content_of(tiny_run)
+    change(content)
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=message) as caught:
+        Translator.from_pretrained(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_run_does_not_fit(tiny_run: Path, tmp_path: Path) -> None:
+    content = content_of(tiny_run)
+    big = SubwordTokenizer(vocab_size=500)
+    big.train([SentencePair(f"word{number}", f"Wort{number}") for number in range(200)] * 3)
+    assert big.num_tokens > 400
+    content["TranslationDataModule"]["tokenizer"] = big.to_state()
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match=r"but the network only 400: they were not trained together"):
+        Translator.from_pretrained(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"\xff\xfe", b'{"a": 1}'])
+def test_an_incomplete_or_damaged_folder(
+    translator: Translator, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    translator.save(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    message = f"is not a complete model folder: it has no {name}" if content is None else f"{tmp_path.name} (is|cannot)"
+    with pytest.raises(CheckpointError, match=message):
+        Translator.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_export(translator: Translator, tmp_path: Path) -> None:
+    translator.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["init_args"]["d_ff"] = 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="do not fit the network it describes: size mismatch"):
+        Translator.from_pretrained(tmp_path)
+
+
+class Holder(Transformer):
+    """Takes an argument that JSON cannot hold."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__(400, **SMALL)
+        self.part = part
+
+
+def test_a_network_that_json_cannot_describe_is_not_saved(tmp_path: Path) -> None:
+    translator = Translator(Holder(nn.Linear(2, 2)), small_tokenizer())
+    with pytest.raises(ValueError, match=r"Holder has arguments that JSON cannot hold: .*Linear"):
+        translator.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_build_network_gives_the_described_one() -> None:
+    network = Transformer(64, norm="pre", **SMALL)
+    built = build_network(json.loads(json.dumps(network.spec)))
+    assert built.spec == network.spec
+    assert math.isclose(sum(p.numel() for p in built.parameters()), sum(p.numel() for p in network.parameters()))
