@@ -102,6 +102,7 @@ class TranslationCLI(LightningCLI):
     """
 
     def __init__(self, args: Any = None) -> None:
+        self._only = args[0] if isinstance(args, list) and args else None
         super().__init__(
             LitTransformer,
             TranslationDataModule,
@@ -115,6 +116,11 @@ class TranslationCLI(LightningCLI):
             args=args,
             auto_configure_optimizers=False,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The subcommand that the command line names; parsers for the others would only cost time."""
+        every = LightningCLI.subcommands()
+        return {self._only: every[self._only]} if self._only in every else every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses a command line, or checks a configuration given as a dict."""
