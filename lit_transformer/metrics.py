@@ -165,6 +165,9 @@ class CorpusChrF(CorpusScore):
         beta: How many times recall weighs as much as precision.
         lowercase: Whether case is ignored.
 
+    Raises:
+        ValueError: If ``char_order`` is below 1 or ``word_order`` below 0.
+
     Example:
         >>> chrf = CorpusChrF()
         >>> chrf.update(["the cat sat"], ["the cat sat"])

@@ -32,7 +32,7 @@ def quickstart_parser() -> CommandParser:
         "quickstart",
         "Trains a small English-Korean Transformer on the embedded teaching corpus, scores it on sentences\n"
         "that it has never seen, translates a few, and draws what its heads attend to.",
-        "About four minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
+        "About three minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
     )
     parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER", help="default: runs/quickstart")
     parser.add_argument("--max_steps", type=_positive, help="fewer steps, for a quick look at the machinery")

@@ -160,12 +160,17 @@ class TranslationCLI(LightningCLI):
         if given is None:
             return
         path = newest_checkpoint(self._root) if given == "last" else Path(given)
-        stored = read_checkpoint(path).get("hyper_parameters", {}).get("network")
+        content = read_checkpoint(path)
+        stored = content.get("hyper_parameters", {}).get("network")
         config.ckpt_path = str(path)
         if not isinstance(stored, dict):
             raise CheckpointError(f"{path} does not say how its network is built: it was not written by fit")
         network = config.model.init_args.network
         if subcommand == "fit":
+            if "optimizer_states" not in content:
+                raise CheckpointError(
+                    f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote"
+                )
             self._check_same_network(network.init_args.as_dict(), stored["init_args"], path)
         else:
             network.class_path = stored["class_path"]

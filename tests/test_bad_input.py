@@ -18,6 +18,7 @@ import pytest
 from command_line import Finished, lit, tiny_project
 
 from lit_transformer import SentencePair, SubwordTokenizer, Translator
+from lit_transformer.callbacks import write_averaged_checkpoint
 
 FIT = "fit --config tiny.yaml --trainer.default_root_dir bad"
 
@@ -70,8 +71,10 @@ def write_bad_files(folder: Path) -> None:
     }
     for name, content in texts.items():
         (folder / name).write_bytes(content)
+    (folder / "nothing").mkdir()
     whole = next((folder / "run" / "checkpoints").glob("*.ckpt")).read_bytes()
     (folder / "half.ckpt").write_bytes(whole[: len(whole) // 2])
+    write_averaged_checkpoint(sorted((folder / "run" / "checkpoints").iterdir()), folder / "mean.ckpt")
     for name, size in (("other", 300), ("larger", 320)):
         tokenizer = SubwordTokenizer(vocab_size=size)
         tokenizer.train([SentencePair("quick foxes quickly jump", "lazy dogs lazily sleep")] * 9)
@@ -120,7 +123,7 @@ CASES = {
     "blank lines only": Case(f"{FIT} --data.train.path blank", ("no sentence pair is left",)),
     "undefined variable": Case(f"{FIT} --data.train.path $NOT_SET_ANYWHERE/train", ("$NOT_SET_ANYWHERE", "not set")),
     "no train corpus": Case(f"{FIT} --data.train null", ("fit", "data.train")),
-    "no test corpus": Case("test --config tiny.yaml --data.test null", ("test", "data.test")),
+    "no test corpus": Case("test --config tiny.yaml --data.test null", ("test", "data.test"), is_rare=True),
     "no predict corpus": Case(
         "predict --config tiny.yaml --data.predict null", ("predict", "data.predict"), is_rare=True
     ),
@@ -139,19 +142,20 @@ CASES = {
     "tokenizer too large for the network": Case("translate mixed a", ("mixed",)),
     # checkpoints
     "not a checkpoint, fit": Case("fit --config tiny.yaml --ckpt_path text.ckpt", ("text.ckpt",)),
-    "not a checkpoint, test": Case("test --config tiny.yaml --ckpt_path text.ckpt", ("text.ckpt",)),
+    "not a checkpoint, test": Case("test --config tiny.yaml --ckpt_path text.ckpt", ("text.ckpt",), is_rare=True),
     "not a checkpoint, translate": Case("translate text.ckpt a", ("text.ckpt",)),
     "not a checkpoint, attention": Case("attention text.ckpt a", ("text.ckpt",), is_rare=True),
-    "not a checkpoint, average": Case("average text.ckpt --output mean.ckpt", ("text.ckpt",)),
+    "not a checkpoint, average": Case("average text.ckpt --output new.ckpt", ("text.ckpt",)),
     "half a checkpoint": Case("translate half.ckpt a", ("half.ckpt",), is_rare=True),
-    "missing checkpoint": Case("translate no.ckpt a", ("no.ckpt",)),
+    "missing checkpoint": Case("translate no.ckpt a", ("no.ckpt",), is_rare=True),
     "missing checkpoint, test": Case("test --config tiny.yaml --ckpt_path no.ckpt", ("no.ckpt",), is_rare=True),
     "no checkpoints to test": Case("test --config tiny.yaml --trainer.default_root_dir bad", ("bad",), is_rare=True),
     "too few to average": Case("test --config tiny.yaml --averaging.num_checkpoints 9", ("9", "run/checkpoints")),
-    "folder of something else": Case("translate . a", (".ckpt",), is_rare=True),
+    "folder of something else": Case("translate nothing a", (".ckpt", "nothing"), is_rare=True),
     "checkpoints in the way": Case(
         "fit --config tiny.yaml", ("run/checkpoints", "--ckpt_path last", "--overwrite true")
     ),
+    "resume a mean": Case("fit --config tiny.yaml --ckpt_path mean.ckpt", ("mean.ckpt", "no optimizer")),
     "resume another network": Case(
         "fit --config tiny.yaml --ckpt_path last --model.network.d_ff 64", ("d_ff=32", "64", "config.yaml")
     ),
@@ -178,7 +182,7 @@ CASES = {
     "not a number": Case(f"{FIT} --trainer.max_steps many", ("trainer.max_steps", "int", "many")),
     "not a choice": Case(f"{FIT} --model.network.norm mid", ("norm", "'post'", "'pre'", "mid"), is_rare=True),
     "wrong type behind an option that may be empty": Case(
-        f"{FIT} --data.train.max_rows many", ("max_rows", "int", "many")
+        f"{FIT} --data.train.max_rows many", ("max_rows", "int", "many"), is_rare=True
     ),
     "run folder is a file": Case(
         "fit --config tiny.yaml --trainer.default_root_dir tiny.yaml/run",
@@ -268,7 +272,13 @@ MISSPELT = {
 }
 
 
-@pytest.mark.parametrize(("wrong", "right"), MISSPELT.items(), ids=MISSPELT)
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        pytest.param(*pair, id=pair[0], marks=[pytest.mark.slow] if number % 2 else [])
+        for number, pair in enumerate(MISSPELT.items())
+    ],
+)
 def test_a_misspelt_key_names_the_nearest_right_one(
     wrong: str, right: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
