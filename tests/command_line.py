@@ -58,9 +58,7 @@ def _own_logging(err: io.TextIOWrapper) -> Iterator[None]:
     package.handlers = []
     handlers = [handler for name in LOGGERS for handler in logging.getLogger(name).handlers]
     filters = [list(handler.filters) for handler in handlers]
-    streams = [
-        (handler, handler.setStream(err)) for handler in handlers if isinstance(handler, logging.StreamHandler)
-    ]
+    streams = [(handler, handler.setStream(err)) for handler in handlers if isinstance(handler, logging.StreamHandler)]
     try:
         yield
     finally:
