@@ -20,6 +20,7 @@ from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.nn import Transformer
 from lit_transformer.vocabulary import PAD_ID
 
+_UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
 
 
@@ -57,6 +58,11 @@ class LitTransformer(L.LightningModule):
     ``train/perplexity``, ``train/tokens_per_second``, ``val/loss``, ``val/perplexity``, ``test/loss`` and
     ``test/perplexity``. Losses are means over real target tokens; perplexity is the exponential of the loss
     without smoothing, per token.
+
+    Each target token of an optimizer step weighs the same, however the step is cut into micro-batches
+    (``accumulate_grad_batches``) and processes: gradients are sums over tokens, divided once by the number of tokens
+    of all of them, before clipping. The same holds for a ``criterion`` and for an own ``compute_loss``, which give
+    means. A subclass that has its own ``on_before_optimizer_step`` calls this one first.
 
     Source: Vaswani et al. 2017, sections 5.3 (optimizer) and 5.4 (label smoothing).
 
@@ -99,6 +105,9 @@ class LitTransformer(L.LightningModule):
         self.search = search or BeamSearch()
         self.val_loss, self.val_nll = MeanMetric(), MeanMetric()
         self.test_loss, self.test_nll = MeanMetric(), MeanMetric()
+        self._num_labels = torch.ones((), dtype=torch.long)  # of the batch in hand
+        self._means: Tensor | None = None  # its loss and negative log-likelihood
+        self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
         self._tokens: list[Tensor] = []  # of the batches since the clock was started
         self._clock: float | None = None
         self._timed_step = 0
@@ -141,12 +150,44 @@ class LitTransformer(L.LightningModule):
         criterion = self.criterion or nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
         return SmoothedLoss(criterion(logits, labels), nll)
 
+    def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
+        """Notes how much the batch weighs."""
+        self._num_labels, self._means = batch.num_labels, None
+
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
-        """One step of teacher forcing; returns the loss."""
+        """One step of teacher forcing; returns the loss, a mean per real target token."""
         loss, nll = self.compute_loss(batch)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/perplexity", nll.exp(), batch_size=len(batch))
+        self._means = torch.stack((loss.detach(), nll.detach())).float()
         return loss
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begins to count the tokens of an optimizer step, just where its gradients begin."""
+        self._totals = []
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Adds the gradient of a micro-batch, weighed by its target tokens."""
+        means = loss.new_zeros(2, dtype=torch.float32) if self._means is None else self._means
+        self._totals.append(torch.cat((self._num_labels.view(1), means * self._num_labels)))
+        super().backward(loss * (self._num_labels / _UNIT_TOKENS), *args, **kwargs)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns sums of gradients into means over the target tokens of all micro-batches and processes.
+
+        Lightning has divided them by the number of micro-batches, the strategy by the number of processes, and a
+        gradient scaler has been undone; clipping comes after.
+        """
+        totals = self.trainer.strategy.reduce(torch.stack(self._totals).sum(0), reduce_op="sum")
+        num_labels = totals[0].clamp(min=1)
+        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        scale = parts * _UNIT_TOKENS / num_labels
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+        if self._means is not None:
+            loss, nll = totals[1:] / num_labels
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/perplexity", nll.exp())
 
     def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""

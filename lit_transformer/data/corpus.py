@@ -37,6 +37,9 @@ class Source(Protocol):
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows from the place ``state`` on, each time with the place that follows them."""
 
+    def lane(self, lane: int, num_lanes: int) -> Source | None:
+        """The part of the text that belongs to a lane, if it can be read without reading the rest."""
+
     def fingerprint(self) -> list[Any]:
         """Plain data that change when the text changes."""
 
@@ -115,27 +118,49 @@ class ParallelCorpus:
             row = row["translation"]
         return SentencePair(self._text(row, self.src), "" if self.tgt is None else self._text(row, self.tgt))
 
-    def rows(self, state: State | None = None, size: int = CHUNK_ROWS) -> Iterator[tuple[list[Row], State]]:
+    def rows(
+        self, state: State | None = None, size: int = CHUNK_ROWS, lane: int = 0, num_lanes: int = 1
+    ) -> Iterator[tuple[list[Row], State]]:
         """Streams the rows, ``size`` at once, each time with the place that follows them.
 
+        Several lanes share the rows: each row belongs to one of them, always the same one. If the text has many more
+        shards (files, parquet row groups) than there are lanes, a lane consists of whole shards and reads nothing
+        else; otherwise it consists of every ``num_lanes``-th chunk of ``size`` rows and steps over the others.
+
         Args:
-            state: A place that this method gave earlier, to go on from there; plain data.
+            state: A place that this method gave earlier for the same lane, to go on from there; plain data.
             size: Rows at once; the last time there may be fewer.
+            lane: Number of the lane to read.
+            num_lanes: Lanes that share the rows.
 
         Raises:
             CorpusError: If the text cannot be read, or there is none.
         """
-        count = state["row"] if state else 0
-        room = (self.max_rows or float("inf")) - count
-        if room <= 0:
+        part = self._opened().lane(lane, num_lanes) if num_lanes > 1 and self.max_rows is None else None
+        if part is None:
+            yield from self._strided(state, size, lane, num_lanes)
             return
-        for rows, inner in self._opened().chunks(state["inner"] if state else None, size):
-            kept = rows if len(rows) <= room else rows[: int(room)]
-            count, room = count + len(kept), room - len(kept)
-            yield kept, {"row": count, "inner": inner}
-            if room <= 0:
+        count = state["row"] if state else 0
+        for rows, inner in part.chunks(state["inner"] if state else None, size):
+            count += len(rows)
+            yield rows, {"row": count, "inner": inner}
+
+    def _strided(self, state: State | None, size: int, lane: int, num_lanes: int) -> Iterator[tuple[list[Row], State]]:
+        """Every ``num_lanes``-th chunk; ``seen`` and ``chunk`` count over all lanes, ``row`` over this one."""
+        at = state or {"row": 0, "chunk": 0, "seen": 0, "inner": None}
+        count, number, seen = at["row"], at["chunk"], at["seen"]
+        limit = self.max_rows or sys.maxsize
+        if seen >= limit:
+            return
+        for rows, inner in self._opened().chunks(at["inner"], size):
+            kept = rows[: limit - seen]
+            number, seen = number + 1, seen + len(kept)
+            if (number - 1) % num_lanes == lane:
+                count += len(kept)
+                yield kept, {"row": count, "chunk": number, "seen": seen, "inner": inner}
+            if seen >= limit:
                 return
-        if count == 0:
+        if seen == 0:
             raise CorpusError(f"{self} is empty: expected at least one row")
 
     def __iter__(self) -> Iterator[SentencePair]:
@@ -240,6 +265,9 @@ class _Rows:
         for start in range(state["row"] if state else 0, len(self._all), size):
             chunk = self._all[start : start + size]
             yield chunk, {"row": start + len(chunk)}
+
+    def lane(self, lane: int, num_lanes: int) -> None:
+        return None
 
     def fingerprint(self) -> list[Any]:
         return [hashlib.sha256(json.dumps(self._all).encode()).hexdigest()]

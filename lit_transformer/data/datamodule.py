@@ -13,22 +13,15 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.evaluation import EvaluationBatches
-from lit_transformer.data.stream import (
-    Cursor,
-    MixedRows,
-    Pool,
-    PoolStream,
-    TrainingBatches,
-    batch_seed,
-    start_of,
-)
+from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
+from lit_transformer.data.position import StreamPosition
+from lit_transformer.data.stream import TrainingBatches, joined
 from lit_transformer.data.tokenizer import SubwordTokenizer
-from lit_transformer.interfaces import SentencePair, TranslationBatch
+from lit_transformer.interfaces import SentencePair
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +56,10 @@ class TranslationDataModule(L.LightningDataModule):
         max_length: Longest sentence in tokens with EOS. Longer ones are dropped from training, cut elsewhere.
         max_length_ratio: Largest ratio of the two lengths of a training pair; None allows any.
         pool_size: Rows that are sorted and shuffled together. More means less padding and more memory.
+        num_lanes: Parts that the training text is dealt to; batches come from all of them in turn. Set it to the
+            number of processes, or a multiple of that, to let each process read and tokenise its own part only. It
+            decides the order of the batches, so runs that shall be the same on 1 and on 8 processes need the same
+            number. Each lane has a pool of its own in memory.
         num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
@@ -91,6 +88,7 @@ class TranslationDataModule(L.LightningDataModule):
         max_length: int = 256,
         max_length_ratio: float | None = None,
         pool_size: int = 32_000,
+        num_lanes: int = 1,
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 1,
@@ -103,13 +101,14 @@ class TranslationDataModule(L.LightningDataModule):
         self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
-        self.pool_size, self.num_workers, self.shuffle, self.seed = pool_size, num_workers, shuffle, seed
+        self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
+        self.shuffle, self.seed = shuffle, seed
         self._check_numbers()
         self._has_recipe = tokenizer is not None
         self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
         self._tokenizer = self._with_sizes(tokenizer or SubwordTokenizer())
         self._check_sizes(self._tokenizer)
-        self.cursor: Cursor = start_of(0)
+        self.cursor: Cursor = start_of(0, num_lanes)
         self.dropped: Counter[str] = Counter()
 
     @property
@@ -137,7 +136,7 @@ class TranslationDataModule(L.LightningDataModule):
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
         self._load_tokenizer()
         if stage == "fit":
-            self.cursor, self.dropped = start_of(0), Counter()
+            self.cursor, self.dropped = start_of(0, self.num_lanes), Counter()
             trainer: Any = self._trainer  # Lightning does not annotate these attributes
             others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
             trainer.callbacks = [StreamPosition(self), *others]
@@ -149,7 +148,8 @@ class TranslationDataModule(L.LightningDataModule):
         trainer = self._trainer
         endless = trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
         corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
-        pools = PoolStream(corpora, self.tokenizer, batches, self.limits, self.pool_size, self.seed, endless)
+        settings = (self.pool_size, self.seed, endless, self.num_lanes)
+        pools = PoolStream(corpora, self.tokenizer, batches, self.limits, *settings)
         return TrainingBatches(
             pools,
             self._start,
@@ -159,6 +159,7 @@ class TranslationDataModule(L.LightningDataModule):
             trainer.max_steps * trainer.accumulate_grad_batches if endless else None,
             self._count,
             trainer.strategy.root_device.type == "cuda",
+            self._agree,
         )
 
     def val_dataloader(self) -> EvaluationBatches:
@@ -175,7 +176,11 @@ class TranslationDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training stream, what it depends on, and the tokenizer; plain data."""
-        return {"cursor": self.cursor, "stream": self._stream_settings(), "tokenizer": self.tokenizer.to_state()}
+        return {
+            "cursor": self._whole_cursor(),
+            "stream": self._stream_settings(),
+            "tokenizer": self.tokenizer.to_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes the tokenizer of a checkpoint; to resume ``fit`` also the place in the stream.
@@ -199,7 +204,21 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _start(self) -> Cursor:
         overfit = self._trainer.overfit_batches  # type: ignore[attr-defined]
-        return start_of(0) if overfit else self.cursor  # overfitting repeats its first batches
+        return start_of(0, self.num_lanes) if overfit else self.cursor  # overfitting repeats its first batches
+
+    def _agree(self, numbers: list[int]) -> list[int]:
+        """The largest numbers that any process brings."""
+        strategy = self._trainer.strategy
+        largest = strategy.reduce(torch.tensor(numbers, device=strategy.root_device), reduce_op="max")
+        return [int(number) for number in largest.tolist()]
+
+    def _whole_cursor(self) -> Cursor:
+        """The cursor with the places of all lanes, also those that only other processes know."""
+        if None not in self.cursor["lanes"]:
+            return self.cursor
+        parts: list[Any] = [None] * self._trainer.world_size
+        torch.distributed.all_gather_object(parts, self.cursor)
+        return joined(parts)
 
     def _need(self, part: str) -> list[ParallelCorpus]:
         if not self.corpora[part]:
@@ -226,8 +245,9 @@ class TranslationDataModule(L.LightningDataModule):
         self.dropped.update(pool.dropped)
         if pool.dropped:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(pool.dropped.items()))
-            place = pool.cursor
-            logger.info("epoch %d, pool %d: dropped %s sentence pairs", place["epoch"], place["pool"], reasons)
+            lane = f"lane {pool.lane}, " if self.num_lanes > 1 else ""
+            message = "epoch %d, %spool %d: dropped %s sentence pairs"
+            logger.info(message, pool.epoch, lane, pool.place["pool"], reasons)
 
     def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
         """The recipe with the sizes of the data module, where it does not set its own."""
@@ -239,7 +259,7 @@ class TranslationDataModule(L.LightningDataModule):
         return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
 
     def _check_numbers(self) -> None:
-        for name in ("max_tokens", "eval_max_tokens", "pool_size", "tokenizer_max_pairs"):
+        for name in ("max_tokens", "eval_max_tokens", "pool_size", "num_lanes", "tokenizer_max_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_workers < 0:
@@ -298,6 +318,7 @@ class TranslationDataModule(L.LightningDataModule):
         return {
             "train": [corpus.fingerprint() for corpus in self.corpora["train"]],
             "pool_size": self.pool_size,
+            "num_lanes": self.num_lanes,
             "max_tokens": self.max_tokens,
             "max_length": self.limits.max_length,
             "max_length_ratio": self.limits.max_length_ratio,
@@ -315,33 +336,6 @@ class TranslationDataModule(L.LightningDataModule):
                 f"the checkpoint cannot be resumed because its place in the training stream is lost: "
                 f"{'; '.join(changed)}; restore the old setting or start a new run"
             )
-
-
-class StreamPosition(Callback):
-    """Notes where the stream stands after each batch that was trained on, and seeds dropout by its number.
-
-    A data module cannot do that itself: what a loader has handed out is not yet trained on, and checkpoints are
-    written before the hooks of the module. The data module puts this callback in front of all others.
-
-    Args:
-        data: The data module to tell.
-    """
-
-    def __init__(self, data: TranslationDataModule) -> None:
-        self._data = data
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Makes dropout a function of seed, batch number and process, so that a resumed run repeats it."""
-        torch.manual_seed(batch_seed(self._data.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
-    ) -> None:
-        """Takes over the place that the batch carries."""
-        if batch.cursor is not None:
-            self._data.cursor = batch.cursor
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

@@ -12,6 +12,7 @@ from typing import Any
 from lit_transformer.data.textfiles import CorpusError, Row, State, approximate_lines, file_identity, is_address
 
 _UNKNOWN_ROWS = 1_000_000  # stands for the size of a stream that does not tell; only proportions depend on it
+_SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {"batch_size": 10_000}),  # rows read at once; without it a whole row group
     ".json": ("json", {}),
@@ -31,6 +32,8 @@ class DatasetRows:
         split: Part of the dataset.
         files: The data files, if ``path`` is a builder.
         options: Further options of the builder.
+        lane: Read only every ``num_lanes``-th shard (file or parquet row group), beginning with number ``lane``.
+        num_lanes: Lanes that share the shards.
     """
 
     def __init__(
@@ -40,8 +43,12 @@ class DatasetRows:
         split: str = "train",
         files: list[str] | None = None,
         options: dict[str, Any] | None = None,
+        lane: int = 0,
+        num_lanes: int = 1,
     ) -> None:
         self.path, self.name, self.split, self.files, self.options = path, name, split, files, options or {}
+        self._lane = lane, num_lanes
+        self._num_shards: int | None = None
 
     @classmethod
     def from_files(cls, pattern: str, split: str) -> DatasetRows:
@@ -67,6 +74,9 @@ class DatasetRows:
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows from the place ``state`` on; ``iter(batch_size)`` keeps all rows in every worker process."""
         dataset = self._load()
+        lane, num_lanes = self._lane
+        if num_lanes > 1:
+            dataset = _finely_cut(dataset).shard(num_lanes, lane, contiguous=False)
         if state is not None:
             dataset.load_state_dict(copy.deepcopy(state))
         batches = iter(dataset.iter(batch_size=size))
@@ -80,6 +90,14 @@ class DatasetRows:
             names = list(columns)
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             yield rows, copy.deepcopy(dataset.state_dict())
+
+    def lane(self, lane: int, num_lanes: int) -> DatasetRows | None:
+        """The shards of a lane; None if there are too few for lanes of about the same size."""
+        if self._num_shards is None:
+            self._num_shards = _finely_cut(self._load()).num_shards
+        if self._num_shards % num_lanes and self._num_shards < _SHARDS_PER_LANE * num_lanes:
+            return None
+        return DatasetRows(self.path, self.name, self.split, self.files, self.options, lane, num_lanes)
 
     def fingerprint(self) -> list[Any]:
         """Names, sizes and ends of the files; of a Hub dataset its name and revision."""
@@ -127,6 +145,11 @@ class DatasetRows:
         if isinstance(error, OSError) or "connect" in str(error).lower():
             return " (there is no local file of this name either, and no network or no such dataset)"
         return ""
+
+
+def _finely_cut(dataset: Any) -> Any:
+    """The dataset with parquet row groups as its shards, where `datasets` can do that."""
+    return dataset.reshard() if hasattr(dataset, "reshard") else dataset
 
 
 def _parquet_rows(path: str) -> int:

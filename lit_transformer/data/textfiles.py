@@ -35,25 +35,40 @@ class TextFiles:
     Args:
         src: The column name and the file of the source lines.
         tgt: The same of the target lines, or None.
+        lane: Read only every ``num_lanes``-th chunk of lines, beginning with number ``lane``, and step over the rest.
+        num_lanes: Lanes that share the lines.
 
     Raises:
         CorpusError: When reading, if a file is missing, broken or not UTF-8, or their lines differ in number.
     """
 
-    def __init__(self, src: tuple[str, str], tgt: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, src: tuple[str, str], tgt: tuple[str, str] | None = None, lane: int = 0, num_lanes: int = 1
+    ) -> None:
         self.columns = [src] if tgt is None else [src, tgt]
+        self._lane = lane, num_lanes
+
+    def lane(self, lane: int, num_lanes: int) -> TextFiles:
+        """The same text, of which only a lane is decoded."""
+        tgt = self.columns[1] if len(self.columns) > 1 else None
+        return TextFiles(self.columns[0], tgt, lane, num_lanes)
 
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows ``{column: line}``, at most ``size`` at once, each time with the place that follows them."""
         at = state or {"line": 0, "bytes": [0] * len(self.columns)}
         names = [name for name, _ in self.columns]
+        lane, num_lanes = self._lane
+        between = lane if state is None else num_lanes - 1  # chunks of other lanes before the next of ours
         readers: list[LineReader] = []
         try:
             for (_, path), offset in zip(self.columns, at["bytes"], strict=True):
                 readers.append(LineReader(path, at["line"], offset))
             while True:
+                for reader in readers:
+                    reader.skip(between * size)
+                between = num_lanes - 1
                 columns = [reader.take(size) for reader in readers]
-                if len({len(lines) for lines in columns}) > 1:
+                if len({reader.line for reader in readers}) > 1:
                     raise CorpusError(_unequal(readers))
                 if not columns[0]:
                     return
@@ -101,6 +116,15 @@ class LineReader:
         except _BROKEN as error:
             raise CorpusError(f"{self.path} is broken after line {self.line}: {error}") from error
         return lines
+
+    def skip(self, count: int) -> None:
+        """Steps over ``count`` lines, or to the end of the file."""
+        try:
+            for raw in islice(self._file, count):
+                self.bytes += len(raw)
+                self.line += 1
+        except _BROKEN as error:
+            raise CorpusError(f"{self.path} is broken after line {self.line}: {error}") from error
 
     def count_rest(self) -> int:
         """Number of lines in the whole file; reads on to its end."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from lit_transformer.data.batching import LengthLimits, Ragged, TokenBudgetBatches, collate, deal, fill
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.evaluation import EvaluationBatches
-from lit_transformer.data.stream import MixedRows, PoolStream, TrainingBatches, batch_seed, start_of
+from lit_transformer.data.pools import MixedRows, PoolStream, lane_start, start_of
+from lit_transformer.data.stream import TrainingBatches, batch_seed
 from lit_transformer.interfaces import SentencePair
 
 lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=80)
@@ -29,13 +30,19 @@ class Letters:
 
 
 class Listed(ParallelCorpus):
-    """A corpus held in a list; its state is the number of rows."""
+    """A corpus held in a list; it is its own source, and its state is the number of rows."""
 
     def __init__(self, pairs, size=None):
         super().__init__("listed")
         self.pairs, self.size = pairs, size or len(pairs)
 
-    def rows(self, state=None, size=1000):
+    def open(self):
+        return self
+
+    def lane(self, lane, num_lanes):
+        return None
+
+    def chunks(self, state, size):
         for start in range(state["row"] if state else 0, len(self.pairs), size):
             chunk = self.pairs[start : start + size]
             yield [{"en": src, "de": tgt} for src, tgt in chunk], {"row": start + len(chunk)}
@@ -190,7 +197,7 @@ def test_workers_do_not_change_the_stream():
 
 def test_corpora_are_mixed_in_proportion():
     big, small = Listed(numbered(9000, "b")), Listed(numbered(3000, "s"))
-    for _, parts in MixedRows([big, small], 4000).pools(start_of(0)):
+    for _, parts in MixedRows([big, small], 4000).pools(lane_start()):
         counts = Counter()
         for number, rows in parts:
             counts[number] += len(rows)
@@ -199,7 +206,7 @@ def test_corpora_are_mixed_in_proportion():
 
 def test_wrong_size_estimates_lose_nothing():
     corpora = [Listed(numbered(50, "a"), size=10**6), Listed(numbered(90, "b"), size=1)]
-    rows = [row["de"] for _, parts in MixedRows(corpora, 16).pools(start_of(0)) for _, part in parts for row in part]
+    rows = [row["de"] for _, parts in MixedRows(corpora, 16).pools(lane_start()) for _, part in parts for row in part]
     assert sorted(rows) == sorted(pair.tgt for corpus in corpora for pair in corpus.pairs)
 
 

@@ -13,10 +13,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.datamodule import StreamPosition, TranslationDataModule
+from lit_transformer.data.datamodule import TranslationDataModule
+from lit_transformer.data.pools import start_of
+from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
 pytestmark = [
@@ -60,6 +63,7 @@ class Tiny(L.LightningModule):
     def training_step(self, batch, batch_idx):
         loss = self.loss(batch)
         self.losses.append(loss.item())
+        self.log("loss", loss)
         self.seen += [tuple(row[row > 0].tolist()) for row in batch.tgt if row.any()]
         return loss
 
@@ -90,6 +94,22 @@ def make_trainer(folder: Path, **settings) -> L.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     settings = {"num_sanity_val_steps": 0, "enable_checkpointing": "callbacks" in settings} | quiet | settings
     return L.Trainer(default_root_dir=folder, devices=1, **settings)
+
+
+class Log(Logger):
+    """Notes at which steps something is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+
+    name = version = "log"
+
+    def log_metrics(self, metrics, step=None):
+        self.steps.append(step)
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
 
 
 def run(folder: Path, into: str = "whole", ckpt_path=None, data=None, data_settings=None, **settings):
@@ -128,6 +148,40 @@ def test_resume_is_exact_under_accumulation_and_validation_inside(tmp_path):
     assert len(whole.evaluated) == 20 * 7
 
 
+class Stop(L.Callback):
+    """Raises once, in the midst of the training."""
+
+    def __init__(self, at: int, kind: type[BaseException], where: str) -> None:
+        self.at, self.kind, self.where = at, kind, where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.where == "before" and trainer.fit_loop.total_batch_idx == self.at:
+            raise self.kind("the power is gone")
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.where == "after" and trainer.fit_loop.total_batch_idx == self.at:
+            raise self.kind("the power is gone")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize(("at", "where"), [(7, "before"), (7, "after"), (8, "before"), (12, "after")])
+def test_checkpoint_of_an_interrupted_run_stands_on_a_whole_step(tmp_path, accumulate, at, where):
+    settings = {"accumulate_grad_batches": accumulate, "max_steps": 8, "log_every_n_steps": 1}
+    settings["max_steps"] = 18 // accumulate
+    whole, _ = run(tmp_path, logger=(whole_log := Log()), **settings)
+    torch.manual_seed(0)
+    saver = ModelCheckpoint(tmp_path / "stopped", "last", save_on_exception=True, every_n_train_steps=10**6)
+    broken = make_trainer(tmp_path, callbacks=[saver, Stop(at, RuntimeError, where)], **settings)
+    with pytest.raises(RuntimeError, match="the power is gone"):
+        broken.fit(Tiny(), make_data(tmp_path))
+    assert broken.global_step < settings["max_steps"]
+    again = run(tmp_path, "again", tmp_path / "stopped/last.ckpt", logger=(log := Log()), **settings)[0]
+    assert again.losses == whole.losses[len(whole.losses) - len(again.losses) :]
+    assert len(again.losses) == (settings["max_steps"] - broken.global_step) * accumulate
+    assert same_weights(whole, again)
+    assert log.steps == whole_log.steps[broken.global_step :]
+
+
 def test_resume_inside_a_pass_over_two_mixed_corpora(tmp_path):
     def data_settings():
         return {"train": [write_corpus(tmp_path, 150, "a"), write_corpus(tmp_path, 50, "b")]}
@@ -141,7 +195,7 @@ def test_resume_inside_a_pass_over_two_mixed_corpora(tmp_path):
         )
         assert resumed.losses == whole.losses[stop:]
         assert same_weights(whole, resumed)
-    assert data.cursor == {"epoch": 2, "pool": 0, "batch": 0, "sources": None}
+    assert data.cursor == start_of(2)
 
 
 def test_endless_epochs_show_every_sentence_once_and_differ_in_order(tmp_path):

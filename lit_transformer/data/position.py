@@ -1,0 +1,80 @@
+"""The callback that knows which batches have been trained on, and keeps checkpoints on whole optimizer steps."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_transformer.data.pools import Cursor
+from lit_transformer.data.stream import batch_seed
+from lit_transformer.interfaces import TranslationBatch
+
+
+class _Streaming(Protocol):
+    seed: int
+    cursor: Cursor
+
+
+class StreamPosition(Callback):
+    """Notes where the stream stands after each optimizer step, and seeds dropout by the number of the batch.
+
+    A data module cannot do that itself: what a loader has handed out is not yet trained on, and checkpoints are
+    written before the hooks of the module. The data module puts this callback in front of all others.
+
+    A run that is interrupted between the micro-batches of a step loses their gradients. Its checkpoint is therefore
+    put back to the last whole step, and the micro-batches are trained on again.
+
+    Args:
+        data: The data module to tell.
+    """
+
+    def __init__(self, data: _Streaming) -> None:
+        self._data = data
+        self._done = 0, 0, 0  # optimizer steps, and what had been trained on then: batches in all, and in this epoch
+        self._is_interrupted = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes where the run begins."""
+        self._is_interrupted = False
+        self._note(trainer)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Notes that the count of batches in the epoch begins anew."""
+        self._note(trainer)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Makes dropout a function of seed, batch number and process, so that a resumed run repeats it."""
+        torch.manual_seed(batch_seed(self._data.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
+    ) -> None:
+        """Takes over the place that the batch carries, if it completes an optimizer step."""
+        if batch.cursor is not None and trainer.global_step != self._done[0]:
+            self._data.cursor = batch.cursor
+            self._note(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remembers that checkpoints written from now on may hold half a step."""
+        self._is_interrupted = True
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Puts the counters of an interrupted run back to its last whole step."""
+        if not self._is_interrupted:
+            return
+        loop = checkpoint["loops"]["fit_loop"]
+        steps, total, current = self._done
+        progress = loop["epoch_loop.batch_progress"]
+        for counts, done in ((progress["total"], total), (progress["current"], current)):
+            counts.update(dict.fromkeys(counts, done))
+        progress["is_last_batch"] = False
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+
+    def _note(self, trainer: L.Trainer) -> None:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        self._done = trainer.global_step, progress.total.ready, progress.current.ready

@@ -1,0 +1,237 @@
+"""Lanes: one order for any number of processes, each of which reads and tokenises little more than its share."""
+
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.pools import PoolStream, start_of
+from lit_transformer.data.stream import TrainingBatches, joined
+
+
+class Letters:
+    """Stands in for a tokenizer; counts the sentences that it is asked for."""
+
+    def __init__(self):
+        self.sentences = 0
+
+    def encode_src(self, texts):
+        self.sentences += len(texts)
+        return [[*map(ord, text), 3] for text in texts]
+
+    def encode_tgt(self, texts):
+        return [[2, *map(ord, text), 3] for text in texts]
+
+
+class Numbers(ParallelCorpus):
+    """Sentences that are numbers, unique over all corpora, made when they are read."""
+
+    def __init__(self, count, name="n", broken_at=None):
+        super().__init__("numbers")
+        self.count, self.prefix, self.broken_at = count, name, broken_at
+
+    def open(self):
+        return self
+
+    def lane(self, lane, num_lanes):
+        return None
+
+    def chunks(self, state, size):
+        for start in range(state or 0, self.count, size):
+            end = min(start + size, self.count)
+            if self.broken_at is not None and start <= self.broken_at < end:
+                raise CorpusError("the connection is down")
+            rows = [f"{self.prefix}{n}" + "x" * (n * 7919 % 11) for n in range(start, end)]
+            yield [{"en": row, "de": row} for row in rows], end
+
+    def approximate_rows(self):
+        return self.count
+
+    def texts(self):
+        return [row["de"] for rows, _ in self.chunks(None, 1000) for row in rows]
+
+
+class Together:
+    """Stands in for the collective operation of the processes: threads that wait for one another."""
+
+    def __init__(self, world):
+        self.barrier, self.brought = threading.Barrier(world, timeout=60), {}
+
+    def __call__(self, rank, flags):
+        self.brought[rank] = flags
+        self.barrier.wait()
+        largest = [max(column) for column in zip(*self.brought.values(), strict=True)]
+        self.barrier.wait()
+        return largest
+
+
+def ranks(make_corpora, world, lanes, start=None, steps=None, pool=20, budget=60, workers=0):
+    """What each of ``world`` processes gets, all of them run as threads: a list of batches, or an error."""
+    together, tokenizers = Together(world), [Letters() for _ in range(world)]
+    results = [None] * world
+
+    def work(rank):
+        rows = (make_corpora(), tokenizers[rank], TokenBudgetBatches(budget), LengthLimits(60), pool, 7)
+        pools = PoolStream(*rows, repeat=steps is not None, num_lanes=lanes)
+        loader = TrainingBatches(
+            pools, lambda: start or start_of(0, lanes), rank, world, workers, agree=lambda flags: together(rank, flags)
+        )
+        try:
+            found = []
+            for batch in loader:
+                found.append(batch)
+                if len(found) == steps:
+                    break
+            results[rank] = found
+        except CorpusError as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results, [tokenizer.sentences for tokenizer in tokenizers]
+
+
+def texts(batch):
+    return tuple("".join(map(chr, row[1 : row.index(3)])) for row in batch.tgt.tolist() if any(row))
+
+
+def sequence(results):
+    """The batches of all processes in the one order that they share, without the empty ones."""
+    return [texts(batch) for step in zip(*results, strict=True) for batch in step if texts(batch)]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=2), st.sampled_from([1, 2, 3, 8]), st.integers(5, 60))
+def test_every_number_of_processes_gives_the_same_sequence(sizes, lanes, pool):
+    def corpora():
+        return [Numbers(size, "ab"[index]) for index, size in enumerate(sizes)]
+
+    alone = sequence(ranks(corpora, 1, lanes, pool=pool)[0])
+    assert Counter(text for batch in alone for text in batch) == Counter(
+        text for corpus in corpora() for text in corpus.texts()
+    )
+    for world in (2, 4, 8):
+        results, _ = ranks(corpora, world, lanes, pool=pool)
+        assert len(set(map(len, results))) == 1
+        assert sequence(results) == alone
+        assert all(result[-1].cursor == start_of(1, lanes) for result in results)
+        for batch in (batch for result in results for batch in result):
+            assert max(batch.src.numel(), batch.tgt_input.numel()) <= 60
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(300, 1500), st.sampled_from([(1, 2, 1), (2, 1, 2), (8, 2, 4), (1, 8, 3)]), st.data())
+def test_resume_with_another_number_of_processes_loses_and_doubles_nothing(size, worlds, data):
+    def corpora():
+        return [Numbers(size)]
+
+    lanes, start, seen = 8, None, []
+    for world in worlds[:-1]:
+        results, _ = ranks(corpora, world, lanes, start)
+        stop = data.draw(st.integers(1, len(results[0])))
+        seen += sequence([result[:stop] for result in results])
+        start = joined([result[stop - 1].cursor for result in results])
+        if start["epoch"]:
+            break
+    else:
+        seen += sequence(ranks(corpora, worlds[-1], lanes, start)[0])
+    assert Counter(text for batch in seen for text in batch) == Counter(Numbers(size).texts())
+
+
+@pytest.mark.parametrize(("world", "lanes"), [(1, 8), (2, 8), (8, 8), (3, 8), (4, 2), (2, 1)])
+def test_an_endless_stream_goes_on_from_any_step(world, lanes):
+    def corpora():
+        return [Numbers(350), Numbers(110, "b")]
+
+    whole, _ = ranks(corpora, world, lanes, steps=150)
+    assert whole[0][-1].cursor["epoch"] > 0
+    for stop in (1, 7, 60, 101):
+        start = joined([result[stop - 1].cursor for result in whole])
+        rest, _ = ranks(corpora, world, lanes, start, steps=150 - stop)
+        assert [[texts(b) for b in result] for result in rest] == [[texts(b) for b in r[stop:]] for r in whole]
+        assert [[b.cursor for b in result] for result in rest] == [[b.cursor for b in r[stop:]] for r in whole]
+
+
+@pytest.mark.parametrize("world", [1, 2, 8, 64])
+def test_a_process_tokenises_its_share_and_little_more(world):
+    results, tokenised = ranks(lambda: [Numbers(25_600)], world, 64, pool=200, budget=400)
+    assert sum(tokenised) == 25_600
+    assert max(tokenised) <= 1.5 * 25_600 / world
+    assert len(set(map(len, results))) == 1
+    assert sum(len(batch) for batch in sequence(results)) == 25_600
+
+
+def test_workers_do_not_change_the_lanes():
+    alone = [texts(batch) for batch in ranks(lambda: [Numbers(700)], 1, 4)[0][0]]
+    assert [texts(batch) for batch in ranks(lambda: [Numbers(700)], 1, 4, workers=2)[0][0]] == alone
+
+
+def test_one_broken_process_stops_all_at_the_same_step():
+    results, _ = ranks(lambda: [Numbers(4000, broken_at=2100)], 2, 8)
+    assert {str(result) for result in results} <= {
+        "the connection is down",
+        "another process cannot read its part of the training text: see its message",
+    }
+    assert any(str(result) == "the connection is down" for result in results)
+
+
+def test_processes_with_different_lanes_must_be_able_to_agree():
+    pools = PoolStream([Numbers(9)], Letters(), TokenBudgetBatches(60), LengthLimits(60), num_lanes=4)
+    with pytest.raises(ValueError, match="need agree"):
+        TrainingBatches(pools, lambda: start_of(0, 4), 0, 2)
+
+
+def write_text(folder, count):
+    for side in ("en", "de"):
+        (folder / f"text.{side}").write_text("".join(f"{side} {n}\n" for n in range(count)), encoding="utf-8")
+    return ParallelCorpus(str(folder / "text"))
+
+
+def read_lane(corpus, lane, lanes, state=None, size=10):
+    found = []
+    for rows, place in corpus.rows(state, size, lane, lanes):
+        found.append(([corpus.read_row(row) for row in rows], place))
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 95, 400])
+@pytest.mark.parametrize("max_rows", [None, 37])
+def test_lanes_of_a_text_file_share_its_lines(tmp_path, count, max_rows):
+    corpus = write_text(tmp_path, count)
+    corpus.max_rows = max_rows
+    expected = [(f"en {n}", f"de {n}") for n in range(min(count, max_rows or count))]
+    parts = [read_lane(corpus, lane, 4) for lane in range(4)]
+    pairs = [pair for part in parts for rows, _ in part for pair in rows]
+    assert sorted(pairs) == sorted(expected)
+    for lane, part in enumerate(parts):
+        for index, (_, place) in enumerate(part):
+            assert [rows for rows, _ in read_lane(corpus, lane, 4, place)] == [rows for rows, _ in part[index + 1 :]]
+
+
+def test_lanes_notice_lines_that_are_missing_in_other_lanes(tmp_path):
+    corpus = write_text(tmp_path, 95)
+    (tmp_path / "text.de").write_text("".join(f"de {n}\n" for n in range(93)))
+    with pytest.raises(CorpusError, match=r"has 95 lines and .* has 93 lines"):
+        read_lane(corpus, 0, 4)
+
+
+@pytest.mark.parametrize("shards", [3, 8])
+def test_lanes_of_tables_are_whole_files_if_there_are_enough(tmp_path, shards):
+    for shard in range(shards):
+        rows = "".join(f'{{"en": "s{shard} {n}", "de": "t{shard} {n}"}}\n' for n in range(25))
+        (tmp_path / f"part{shard}.jsonl").write_text(rows)
+    corpus = ParallelCorpus(str(tmp_path / "part*.jsonl"))
+    parts = [read_lane(corpus, lane, 2) for lane in range(2)]
+    files = [{pair.src.split()[0] for rows, _ in part for pair in rows} for part in parts]
+    assert not (files[0] & files[1]) if shards == 8 else files[0] & files[1]
+    pairs = [pair.src for part in parts for rows, _ in part for pair in rows]
+    assert sorted(pairs) == sorted(f"s{shard} {n}" for shard in range(shards) for n in range(25))
+    for index, (_, place) in enumerate(parts[1]):
+        assert [rows for rows, _ in read_lane(corpus, 1, 2, place)] == [rows for rows, _ in parts[1][index + 1 :]]
