@@ -6,6 +6,7 @@ import inspect
 import logging
 import re
 import shutil
+import signal
 import sys
 import warnings
 from argparse import HelpFormatter
@@ -17,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
@@ -71,6 +73,7 @@ CALLBACK_DEFAULTS = {
     "checkpoint.mode": "max",
     "checkpoint.save_top_k": 5,
     "checkpoint.every_n_train_steps": 1000,
+    "checkpoint.save_on_exception": True,  # also on SIGTERM and on the keyboard's interrupt
 }
 
 
@@ -274,3 +277,6 @@ def run(arguments: list[str]) -> None:
         TranslationCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
+        logger.info("stopped by SIGTERM; continue with --ckpt_path last")
+        sys.exit(128 + signal.SIGTERM)
