@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
+import sys
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -14,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
@@ -67,6 +70,7 @@ CALLBACK_DEFAULTS = {
     "checkpoint.mode": "max",
     "checkpoint.save_top_k": 5,
     "checkpoint.every_n_train_steps": 1000,
+    "checkpoint.save_on_exception": True,  # also on SIGTERM and on the keyboard's interrupt
 }
 
 
@@ -336,3 +340,6 @@ def run(arguments: list[str]) -> None:
         TranslationCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
+        logger.info("stopped by SIGTERM; continue with --ckpt_path last")
+        sys.exit(128 + signal.SIGTERM)

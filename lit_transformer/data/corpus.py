@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
+from lit_transformer.data.network import is_address, persistent
 from lit_transformer.data.tables import DatasetRows
 from lit_transformer.data.textfiles import (
     CorpusError,
@@ -21,7 +22,6 @@ from lit_transformer.data.textfiles import (
     TextFiles,
     expand,
     find_aligned,
-    is_address,
 )
 from lit_transformer.interfaces import SentencePair
 
@@ -141,7 +141,7 @@ class ParallelCorpus:
             yield from self._strided(state, size, lane, num_lanes)
             return
         count = state["row"] if state else 0
-        for rows, inner in part.chunks(state["inner"] if state else None, size):
+        for rows, inner in persistent(lambda place: part.chunks(place, size), state["inner"] if state else None):
             count += len(rows)
             yield rows, {"row": count, "inner": inner}
 
@@ -152,7 +152,7 @@ class ParallelCorpus:
         limit = self.max_rows or sys.maxsize
         if seen >= limit:
             return
-        for rows, inner in self._opened().chunks(at["inner"], size):
+        for rows, inner in persistent(lambda place: self._opened().chunks(place, size), at["inner"]):
             kept = rows[: limit - seen]
             number, seen = number + 1, seen + len(kept)
             if (number - 1) % num_lanes == lane:

@@ -72,8 +72,9 @@ class StreamPosition(Callback):
         progress = loop["epoch_loop.batch_progress"]
         for counts, done in ((progress["total"], total), (progress["current"], current)):
             counts.update(dict.fromkeys(counts, done))
+            counts["completed"] = max(0, done - 1)  # as in all checkpoints of a step, written before that is counted
         progress["is_last_batch"] = False
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, steps - 1)
 
     def _note(self, trainer: L.Trainer) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress

@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lit_transformer.data.textfiles import CorpusError, Row, State, approximate_lines, file_identity, is_address
+from lit_transformer.data.network import is_address, open_address
+from lit_transformer.data.textfiles import CorpusError, Row, State, approximate_lines, file_identity
 
 _UNKNOWN_ROWS = 1_000_000  # stands for the size of a stream that does not tell; only proportions depend on it
 _SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
@@ -131,6 +132,8 @@ class DatasetRows:
             path, _, revision = (self.path, "", "") if os.path.exists(self.path) else self.path.partition("@")
             return datasets.load_dataset(path, self.name, split=self.split, revision=revision or None, streaming=True)
         except Exception as error:  # the Hub client raises errors of several network libraries
+            if isinstance(error, FileNotFoundError):  # what `datasets` says of any address that does not answer
+                error = _unreachable(self.files or []) or error
             raise CorpusError(f"cannot open {self._label()}: {_first_line(error)}{self._hint(error)}") from error
 
     def _label(self) -> str:
@@ -161,6 +164,18 @@ def _parquet_rows(path: str) -> int:
             return int(file.metadata.num_rows)
     except (OSError, ArrowException) as error:
         raise CorpusError(f"cannot read {path}: {_first_line(error)}") from error
+
+
+def _unreachable(files: list[str]) -> OSError | None:
+    """Why addresses cannot be read, if any are among the files."""
+    addresses = [file for file in files if is_address(file)]
+    try:
+        for address in addresses:
+            with open_address(address) as remote:
+                remote.read(1)
+    except OSError as error:
+        return error
+    return ConnectionError("no answer at the first attempt") if addresses else None
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,8 +11,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
+from lit_transformer.data.network import is_address, open_address
 from lit_transformer.interfaces import InputError
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
@@ -114,7 +115,7 @@ class LineReader:
                 self.bytes += len(raw)
                 lines.append(self._text(raw))
         except _BROKEN as error:
-            raise CorpusError(f"{self.path} is broken after line {self.line}: {error}") from error
+            raise self._broken(error) from error
         return lines
 
     def skip(self, count: int) -> None:
@@ -124,7 +125,7 @@ class LineReader:
                 self.bytes += len(raw)
                 self.line += 1
         except _BROKEN as error:
-            raise CorpusError(f"{self.path} is broken after line {self.line}: {error}") from error
+            raise self._broken(error) from error
 
     def count_rest(self) -> int:
         """Number of lines in the whole file; reads on to its end."""
@@ -148,6 +149,10 @@ class LineReader:
             text = text.removeprefix("\ufeff")
         return text.removesuffix("\n").removesuffix("\r")
 
+    def _broken(self, error: Exception) -> CorpusError:
+        what = "cannot be read" if is_address(self.path) else "is broken"
+        return CorpusError(f"{self.path} {what} after line {self.line}: {error}")
+
     def _skip(self, offset: int) -> None:
         if self._file is self._raw:
             self._file.seek(offset)
@@ -156,7 +161,7 @@ class LineReader:
             while self.bytes < offset and (block := self._file.read(min(_BLOCK, offset - self.bytes))):
                 self.bytes += len(block)
         except _BROKEN as error:
-            raise CorpusError(f"{self.path} is broken before line {self.line}: {error}") from error
+            raise self._broken(error) from error
 
 
 class _Inflated(io.RawIOBase):
@@ -217,19 +222,13 @@ def expand(path: str) -> str:
     return full
 
 
-def is_address(path: str) -> bool:
-    """Whether ``path`` names something on a network rather than a local file."""
-    return "://" in path
-
-
 def open_raw(path: str) -> BinaryIO:
     """The stored bytes of a file or of an address such as ``https://...`` or ``hf://...``."""
-    if not is_address(path):
-        return open(path, "rb")
-    import fsspec  # type: ignore[import-untyped]
-
-    file: BinaryIO = fsspec.open(path, "rb").open()
-    return file
+    return (
+        cast(BinaryIO, io.BufferedReader(cast(Any, open_address(path)), _BLOCK))
+        if is_address(path)
+        else open(path, "rb")
+    )
 
 
 def file_identity(path: str) -> list[Any]:

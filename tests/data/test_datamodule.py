@@ -1,5 +1,6 @@
 """The data plug inside real, tiny Trainer runs."""
 
+import itertools
 import json
 import logging
 import random
@@ -53,6 +54,7 @@ class Tiny(L.LightningModule):
         self.embedding, self.dropout, self.out = nn.Embedding(400, 8, padding_idx=0), nn.Dropout(0.3), nn.Linear(8, 400)
         self.losses: list[float] = []
         self.seen: list[tuple[int, ...]] = []
+        self.steps_seen: list[list[tuple[int, ...]]] = []
         self.evaluated: list[int] = []
 
     def loss(self, batch):
@@ -64,7 +66,8 @@ class Tiny(L.LightningModule):
         loss = self.loss(batch)
         self.losses.append(loss.item())
         self.log("loss", loss)
-        self.seen += [tuple(row[row > 0].tolist()) for row in batch.tgt if row.any()]
+        self.steps_seen.append([tuple(row[row > 0].tolist()) for row in batch.tgt if row.any()])
+        self.seen += self.steps_seen[-1]
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -162,20 +165,34 @@ class Stop(L.Callback):
         if self.where == "after" and trainer.fit_loop.total_batch_idx == self.at:
             raise self.kind("the power is gone")
 
+    def on_validation_end(self, trainer, pl_module):
+        if self.where == "validation" and trainer.fit_loop.total_batch_idx >= self.at:
+            raise self.kind("the power is gone")
+
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
-@pytest.mark.parametrize(("at", "where"), [(7, "before"), (7, "after"), (8, "before"), (12, "after")])
+@pytest.mark.parametrize(
+    ("at", "where"), [(7, "before"), (7, "after"), (8, "before"), (12, "after"), (7, "validation"), (10, "validation")]
+)
 def test_checkpoint_of_an_interrupted_run_stands_on_a_whole_step(tmp_path, accumulate, at, where):
-    settings = {"accumulate_grad_batches": accumulate, "max_steps": 8, "log_every_n_steps": 1}
-    settings["max_steps"] = 18 // accumulate
-    whole, _ = run(tmp_path, logger=(whole_log := Log()), **settings)
+    settings = {"accumulate_grad_batches": accumulate, "log_every_n_steps": 1}
+    settings |= {"max_steps": 18 // accumulate, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    data_settings = {"val": write_corpus(tmp_path, 5, "val")}
+    whole, _ = run(tmp_path, logger=(whole_log := Log()), data_settings=data_settings, **settings)
     torch.manual_seed(0)
     saver = ModelCheckpoint(tmp_path / "stopped", "last", save_on_exception=True, every_n_train_steps=10**6)
     broken = make_trainer(tmp_path, callbacks=[saver, Stop(at, RuntimeError, where)], **settings)
     with pytest.raises(RuntimeError, match="the power is gone"):
-        broken.fit(Tiny(), make_data(tmp_path))
+        broken.fit(Tiny(), make_data(tmp_path, **data_settings))
     assert broken.global_step < settings["max_steps"]
-    again = run(tmp_path, "again", tmp_path / "stopped/last.ckpt", logger=(log := Log()), **settings)[0]
+    again, _ = run(
+        tmp_path,
+        "again",
+        tmp_path / "stopped/last.ckpt",
+        data_settings=data_settings,
+        logger=(log := Log()),
+        **settings,
+    )
     assert again.losses == whole.losses[len(whole.losses) - len(again.losses) :]
     assert len(again.losses) == (settings["max_steps"] - broken.global_step) * accumulate
     assert same_weights(whole, again)
@@ -431,23 +448,25 @@ from test_datamodule import Tiny, make_data, make_trainer, write_corpus
 
 folder = Path(sys.argv[2])
 data = make_data(folder, 211, train=write_corpus(folder, 211), test=write_corpus(folder, 31, "test"),
-                 num_workers=int(sys.argv[3]))
-trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", strategy="ddp", devices=2, max_epochs=1, logger=False,
-                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+                 num_workers=int(sys.argv[3]), num_lanes=int(sys.argv[4]))
+saver = L.pytorch.callbacks.ModelCheckpoint(folder / "two", "{step}", every_n_train_steps=1, save_top_k=-1)
+trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", strategy="ddp", devices=2, callbacks=[saver],
+                    max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
 module = Tiny()
 trainer.fit(module, data)
 trainer.test(module, data, verbose=False)
-result = {"steps": len(module.losses), "seen": module.seen, "evaluated": module.evaluated, "cursor": data.cursor}
+result = {"steps": len(module.losses), "seen": module.seen, "evaluated": module.evaluated, "cursor": data.cursor,
+          "steps_seen": module.steps_seen}
 (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(result))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_two_processes_share_every_sentence_once(tmp_path, workers):
+@pytest.mark.parametrize(("workers", "lanes"), [(0, 1), (2, 1), (0, 4)])
+def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes):
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), str(workers)]
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), str(workers), str(lanes)]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["steps"] == second["steps"]
@@ -455,3 +474,11 @@ def test_two_processes_share_every_sentence_once(tmp_path, workers):
     assert len(seen) == len(set(seen)) == 211
     assert sorted(first["evaluated"] + second["evaluated"]) == list(range(31))
     assert first["cursor"] == second["cursor"]
+    for step in (3, first["steps"] - 1):  # one process goes on where the two stopped
+        saved = torch.load(tmp_path / f"two/step={step}.ckpt", weights_only=True)["TranslationDataModule"]["cursor"]
+        assert None not in saved["lanes"]
+        alone = make_trainer(tmp_path, max_epochs=1)
+        data = make_data(tmp_path, 211, num_lanes=lanes)
+        alone.fit(module := Tiny(), data, ckpt_path=tmp_path / f"two/step={step}.ckpt")
+        before = [tuple(ids) for rank in (first, second) for ids in itertools.chain(*rank["steps_seen"][:step])]
+        assert sorted(before + module.seen) == sorted(seen)

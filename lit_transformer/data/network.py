@@ -1,0 +1,134 @@
+"""Reading over a network that fails now and then: wait, connect again, go on at the same row."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar
+
+from lit_transformer.interfaces import InputError
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 60.0  # a connection that says nothing for so long counts as lost
+WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each new attempt, two minutes in all
+_CLIENTS = ("aiohttp", "requests", "urllib3", "httpx", "httpcore", "huggingface_hub", "http")
+_PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
+
+Item = TypeVar("Item")
+
+
+def persistent(
+    read: Callable[[Any], Iterator[tuple[Item, Any]]], state: Any, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[tuple[Item, Any]]:
+    """Items with the places that follow them; a lost connection is taken up again at the last place.
+
+    Waits before each new attempt, longer every time; whatever is read in between starts that anew.
+
+    Args:
+        read: Opens the source at a place.
+        state: The place to begin with.
+        sleep: Waits, given seconds.
+
+    Raises:
+        InputError: If the connection stays down, or for any error that waiting does not mend.
+
+    Example:
+        >>> list(persistent(lambda state: iter([("a", 1), ("b", 2)]), None))
+        [('a', 1), ('b', 2)]
+    """
+    failures = 0
+    while True:
+        try:
+            for item, after in read(state):
+                yield item, after
+                state, failures = after, 0
+            return
+        except InputError as error:
+            if not is_passing(error):
+                raise
+            if failures == len(WAITS):
+                raise type(error)(f"{error}; gave up after {failures} attempts in {sum(WAITS):.0f} seconds") from error
+            logger.warning("%s; trying again in %.0f seconds", error, WAITS[failures])
+            sleep(WAITS[failures])
+            failures += 1
+
+
+def is_address(path: str) -> bool:
+    """Whether ``path`` names something on a network rather than a local file."""
+    return "://" in path
+
+
+def open_address(path: str) -> BinaryIO:
+    """The stored bytes of an address such as ``https://...`` or ``hf://...``.
+
+    Raises:
+        OSError: Here and when reading, whatever the client library calls what went wrong.
+    """
+    import fsspec  # type: ignore[import-untyped]
+
+    options: dict[str, Any] = {}
+    if path.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout
+
+        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=STALL_SECONDS)}
+    return _Remote(path, _as_os_error(lambda: fsspec.open(path, "rb", **options).open()))  # type: ignore[return-value]
+
+
+class _Remote(io.RawIOBase):
+    """A remote file that raises nothing but OSError."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.name, self._file = path, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return _as_os_error(lambda: self._file.seek(offset, whence))
+
+    def readinto(self, buffer: Any) -> int:
+        data = _as_os_error(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _as_os_error(call: Callable[[], Item]) -> Item:
+    try:
+        return call()
+    except OSError:
+        raise
+    except Exception as error:  # each client library has its own
+        raise OSError(str(error).strip().split("\n")[0] or type(error).__name__) from error
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error, or what caused it, comes from a connection and may be gone at the next attempt."""
+    cause: BaseException | None = error
+    while cause is not None and type(cause).__name__ != "OfflineModeIsEnabled":
+        status = _status(cause)
+        if status is not None:
+            return status in _PASSING_STATUS
+        if isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.split(".")[0] in _CLIENTS:
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error of any of the client libraries carries."""
+    for holder in (error, getattr(error, "response", None)):
+        for name in ("status", "status_code", "code"):
+            status = getattr(holder, name, None)
+            if isinstance(status, int) and 100 <= status < 600:
+                return status
+    return None
