@@ -104,6 +104,7 @@ class ParallelCorpus:
         self.src_path, self.tgt_path, self.max_rows = src_path, tgt_path, max_rows
         self._source: Source | None = None
         self._fingerprint: str | None = None
+        self._was_read = False
 
     def read_row(self, row: Row) -> SentencePair | None:
         """Turns one row into a sentence pair; None drops the row. Override this to read other layouts.
@@ -141,9 +142,15 @@ class ParallelCorpus:
             yield from self._strided(state, size, lane, num_lanes)
             return
         count = state["row"] if state else 0
-        for rows, inner in persistent(lambda place: part.chunks(place, size), state["inner"] if state else None):
+        for rows, inner in self._persistent(part, state["inner"] if state else None, size):
             count += len(rows)
             yield rows, {"row": count, "inner": inner}
+
+    def _persistent(self, source: Source, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
+        known = self._was_read or state is not None
+        for found in persistent(lambda place: source.chunks(place, size), state, known):
+            self._was_read = True
+            yield found
 
     def _strided(self, state: State | None, size: int, lane: int, num_lanes: int) -> Iterator[tuple[list[Row], State]]:
         """Every ``num_lanes``-th chunk; ``seen`` and ``chunk`` count over all lanes, ``row`` over this one."""
@@ -152,7 +159,7 @@ class ParallelCorpus:
         limit = self.max_rows or sys.maxsize
         if seen >= limit:
             return
-        for rows, inner in persistent(lambda place: self._opened().chunks(place, size), at["inner"]):
+        for rows, inner in self._persistent(self._opened(), at["inner"], size):
             kept = rows[: limit - seen]
             number, seen = number + 1, seen + len(kept)
             if (number - 1) % num_lanes == lane:

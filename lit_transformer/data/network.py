@@ -21,7 +21,10 @@ Item = TypeVar("Item")
 
 
 def persistent(
-    read: Callable[[Any], Iterator[tuple[Item, Any]]], state: Any, sleep: Callable[[float], None] = time.sleep
+    read: Callable[[Any], Iterator[tuple[Item, Any]]],
+    state: Any,
+    is_known: bool = True,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Item, Any]]:
     """Items with the places that follow them; a lost connection is taken up again at the last place.
 
@@ -30,6 +33,8 @@ def persistent(
     Args:
         read: Opens the source at a place.
         state: The place to begin with.
+        is_known: Whether the source has been read before; if not, a wrong name is likelier than a lost connection, and
+            it is given up after seconds.
         sleep: Waits, given seconds.
 
     Raises:
@@ -44,13 +49,14 @@ def persistent(
         try:
             for item, after in read(state):
                 yield item, after
-                state, failures = after, 0
+                state, failures, is_known = after, 0, True
             return
         except InputError as error:
             if not is_passing(error):
                 raise
-            if failures == len(WAITS):
-                raise type(error)(f"{error}; gave up after {failures} attempts in {sum(WAITS):.0f} seconds") from error
+            waits = WAITS if is_known else WAITS[:3]
+            if failures == len(waits):
+                raise type(error)(f"{error}; gave up after {failures} attempts in {sum(waits):.0f} seconds") from error
             logger.warning("%s; trying again in %.0f seconds", error, WAITS[failures])
             sleep(WAITS[failures])
             failures += 1
@@ -114,7 +120,7 @@ def _as_os_error(call: Callable[[], Item]) -> Item:
 def is_passing(error: BaseException) -> bool:
     """Whether an error, or what caused it, comes from a connection and may be gone at the next attempt."""
     cause: BaseException | None = error
-    while cause is not None and type(cause).__name__ != "OfflineModeIsEnabled":
+    while cause is not None and "OfflineModeIsEnabled" not in repr(cause):  # the user's wish, not an accident
         status = _status(cause)
         if status is not None:
             return status in _PASSING_STATUS

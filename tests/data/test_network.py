@@ -150,9 +150,20 @@ def test_waits_longer_each_time_until_something_is_read():
         yield "a", 1
         raise CorpusError("down") from TimeoutError()
 
-    items = persistent(read, 0, waits.append)
+    items = persistent(read, 0, sleep=waits.append)
     assert next(items) == ("a", 1)
     with pytest.raises(CorpusError, match="down; gave up after 7 attempts in 120 seconds"):
         next(items)
     assert waits == [*network.WAITS[:2], *network.WAITS]
     assert calls == [0, 0, 0, *[1] * 7]
+
+
+def test_a_source_that_never_answered_is_given_up_sooner():
+    def read(state):
+        raise CorpusError("down") from ConnectionError()
+        yield
+
+    waits = []
+    with pytest.raises(CorpusError, match="down; gave up after 3 attempts in 7 seconds"):
+        next(persistent(read, None, False, waits.append))
+    assert waits == [1, 2, 4]
