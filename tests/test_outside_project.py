@@ -61,9 +61,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield Project(folder, calls, *done)
 
 
-def write_rows(path: Path) -> None:
+def write_rows(path: Path, count: int = NUM_ROWS - NUM_REJECTED) -> None:
     draw = random.Random(3)
-    rows = [str(draw.randrange(10 ** draw.randint(1, 5), 10**6)) for _ in range(NUM_ROWS - NUM_REJECTED)]
+    rows = [str(draw.randrange(10**size, 10 ** (size + 1))) for size in draw.choices(range(1, 5), k=count)]
     rows += [f"0{draw.randrange(1000)}" for _ in range(NUM_REJECTED)]
     path.write_text("".join(json.dumps({"digits": row}) + "\n" for row in rows))
 
@@ -164,9 +164,15 @@ def test_training_helps(project: Project) -> None:
 def test_the_network_of_the_stranger_learns_to_reverse(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.folder)
     monkeypatch.syspath_prepend(str(project.folder))
-    options = {"trainer.max_steps": 1500, "trainer.val_check_interval": 1500, "checkpoint.every_n_train_steps": 500}
-    options |= {"trainer.default_root_dir": "long", "trainer.callbacks.init_args.total_steps": 1600}
+    write_rows(project.folder / "many.jsonl", count=3000)
+    options = {"trainer.max_steps": 2000, "trainer.val_check_interval": 1000, "checkpoint.every_n_train_steps": 100}
+    options |= {"trainer.default_root_dir": "long", "trainer.callbacks.init_args.total_steps": 2000}
+    options |= {"data.train.path": "many.jsonl"}
     fit = lit("fit", "--config", "config.yaml", *(f"--{key}={value}" for key, value in options.items()))
     assert fit.status == 0, fit.err
-    translated = lit("translate", "long", "4 7 1 1", "9 0 2")
-    assert translated.out.splitlines() == ["1 1 7 4", "2 0 9"]
+    seen = (project.folder / "many.jsonl").read_text()
+    unseen = [number for number in map(str, range(13_579, 99_999, 777)) if f'"{number}"' not in seen]
+    assert len(unseen) > 90
+    translated = lit("translate", "long", stdin="".join(" ".join(number) + "\n" for number in unseen)).out.splitlines()
+    right = sum(line.replace(" ", "") == number[::-1] for number, line in zip(unseen, translated, strict=True))
+    assert right > 0.9 * len(unseen), translated
