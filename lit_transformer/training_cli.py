@@ -220,11 +220,10 @@ class TranslationCLI(LightningCLI):
 
     def _default_callbacks(self, own: list[Callback]) -> list[Callback]:
         """Those that the subcommand needs and the user has not replaced by one of the same kind."""
-        assert self.subcommand is not None
         chosen = [
             self._get(self.config_init, key)
             for key, kind in CALLBACKS.items()
-            if self.subcommand in USED_BY[key] and not any(isinstance(callback, kind) for callback in own)
+            if str(self.subcommand) in USED_BY[key] and not any(isinstance(callback, kind) for callback in own)
         ]
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -248,7 +247,7 @@ class TranslationCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
-            self.datamodule._check_stream((stored or {}).get("stream", {}))
+            self.datamodule.check_stream((stored or {}).get("stream", {}))
         folder = self._root / "checkpoints"
         if config.ckpt_path or config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
             return

@@ -276,7 +276,12 @@ class Translator:
 
     def _line(self, hypothesis: Hypothesis) -> str:
         """A hypothesis as text on one line."""
-        return self.tokenizer.decode(hypothesis.tokens).replace("\r", " ").replace("\n", " ")
+        return one_line(self.tokenizer.decode(hypothesis.tokens))
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks, so that it takes one line of a file."""
+    return text.replace("\r", " ").replace("\n", " ")
 
 
 def _padded(rows: list[list[int]]) -> Tensor:

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, one_line, sentence_numbers
+from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError, TranslationBatch
 from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore
+from lit_transformer.translator import one_line
 
 
 class BLEUEvaluation(Callback):

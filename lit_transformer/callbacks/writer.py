@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_transformer.checkpoints import replacing
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationBatch
+from lit_transformer.translator import one_line
 
 
 def decoder(trainer: L.Trainer) -> Any:
@@ -32,11 +33,6 @@ def decoder(trainer: L.Trainer) -> Any:
             "one; pass datamodule=TranslationDataModule(...) or another with an attribute tokenizer"
         )
     return tokenizer
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks, so that it takes one line of a file."""
-    return text.replace("\r", " ").replace("\n", " ")
 
 
 class NumberedLines:

@@ -190,7 +190,7 @@ class TranslationDataModule(L.LightningDataModule):
                 given that is not the one of the checkpoint.
         """
         if self.trainer is not None and self.trainer.state.fn == "fit":
-            self._check_stream(state["stream"])
+            self.check_stream(state["stream"])
             self.cursor = state["cursor"]
         self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
@@ -326,7 +326,12 @@ class TranslationDataModule(L.LightningDataModule):
             "seed": self.seed,
         }
 
-    def _check_stream(self, saved: dict[str, Any]) -> None:
+    def check_stream(self, saved: dict[str, Any]) -> None:
+        """Refuses to resume from a place in another stream, described by ``saved`` of the checkpoint.
+
+        Raises:
+            CorpusError: If data or settings changed, so that the place has no meaning any more.
+        """
         now = self._stream_settings()
         changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
         if saved.get("train") != now["train"]:
