@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": ("training_cli", "translate a corpus into a file, on any number of devices"),
     "translate": ("commands", "translate sentences from the command line, a file or standard input"),
     "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
+    "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "average": ("commands", "average several checkpoints into one"),
 }
 

@@ -56,7 +56,7 @@ def plot_attention(
         ValueError: If ``kind`` is another, or a map has another shape than the tokens ask for.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    blank = _blank_figure()
+    blank = blank_figure()
     if kind not in ATTENTION_NAMES:
         raise ValueError(f"kind must be one of {', '.join(ATTENTION_NAMES)}; got {kind!r}")
     grid = attention_grids(maps, src_tokens, tgt_tokens)[kind]
@@ -96,7 +96,7 @@ def plot_overview(
         ValueError: If a map has another shape than the tokens ask for, or ``layer`` does not exist.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    figure = _blank_figure()
+    figure = blank_figure()
     grids = attention_grids(maps, src_tokens, tgt_tokens)
     depth = min(len(grid.layers) for grid in grids.values())
     if not -depth <= layer < depth:
@@ -141,7 +141,7 @@ def plot_positions(d_model: int = 128, length: int = 64) -> Figure:
         ValueError: If ``d_model`` is odd.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    figure = _blank_figure()
+    figure = blank_figure()
     from lit_transformer.nn.embedding import SinusoidalPositions
 
     table = SinusoidalPositions(d_model, max_length=length)(torch.zeros(1, length, d_model))[0]
@@ -174,7 +174,7 @@ def plot_masks(src: Tensor, tgt_length: int) -> Figure:
         ValueError: If ``src`` is not a batch of rows, or ``tgt_length`` is below 1.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    figure = _blank_figure()
+    figure = blank_figure()
     if src.dim() != 2:
         raise ValueError(f"src must be a batch of ids (B, S), got the shape {tuple(src.shape)}")
     if tgt_length < 1:
@@ -210,7 +210,7 @@ def plot_warmup(d_model: int | Sequence[int] = 512, warmup_steps: int = 4000, *,
         ValueError: If a number is below 1.
         ModuleNotFoundError: If matplotlib is not installed.
     """
-    figure = _blank_figure()
+    figure = blank_figure()
     widths = [d_model] if isinstance(d_model, int) else list(d_model)
     if min(*widths, warmup_steps, num_steps, 1) < 1 or not widths:
         raise ValueError(
@@ -280,7 +280,7 @@ def draw_attention(
     return paths
 
 
-def _blank_figure() -> Figure:
+def blank_figure() -> Figure:
     """An empty white figure.
 
     Raises:

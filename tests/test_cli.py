@@ -302,7 +302,7 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
 def test_the_first_page_lists_every_command() -> None:
     page = succeed().out
     assert page == succeed("--help").out
-    for name in ("quickstart", "fit", "validate", "test", "predict", "translate", "attention", "average"):
+    for name in ("quickstart", "fit", "validate", "test", "predict", "translate", "attention", "curves", "average"):
         assert f"\n  {name} " in page
 
 

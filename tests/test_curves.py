@@ -1,0 +1,95 @@
+"""Learning curves: read from the logs of real and of made-up runs, and drawn."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from command_line import lit
+from tiny_run import tiny_run as tiny_run
+
+from lit_transformer.curves import plot_curves, read_curves
+from lit_transformer.interfaces import InputError
+
+
+def write_log(run: Path, version: int, rows: list[dict[str, object]]) -> Path:
+    folder = run / "logs" / f"version_{version}"
+    folder.mkdir(parents=True)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was resumed at step 3, with a tenth start that repeats step 4."""
+    first = [{"step": 0, "train/loss": 5.0}, {"step": 2, "train/loss": 4.0}, {"step": 3, "train/loss": 9.0}]
+    later = [{"step": 3, "train/loss": 3.0}, {"step": 3, "val/loss": 3.5, "val/bleu": 20.25}]
+    return write_log(write_log(tmp_path / "run", 2, first), 10, later)
+
+
+def test_steps_count_from_one_and_later_starts_win(run: Path) -> None:
+    curves = read_curves(run)
+    assert curves == {"train/loss": {1: 5.0, 3: 4.0, 4: 3.0}, "val/loss": {4: 3.5}, "val/bleu": {4: 20.25}}
+    assert read_curves(run / "logs" / "version_10" / "metrics.csv")["train/loss"] == {4: 3.0}
+
+
+def test_the_diagrams_show_the_logged_values(run: Path) -> None:
+    figure = plot_curves({"run": read_curves(run)})
+    loss, scores = figure.axes  # no perplexity was logged
+    assert [loss.get_title(), scores.get_title()] == ["loss per token", "scores of translations"]
+    drawn = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in loss.lines}
+    assert drawn["val/loss"] == ([4], [3.5])
+    assert ([1, 3, 4], [5.0, 4.0, 3.0]) in drawn.values()
+    assert drawn["train/loss"] == ([1, 3, 4], [4.5, 4.0, 3.5])  # means of neighbours
+    assert [text.get_text() for text in scores.texts] == ["20.2"]
+
+
+def test_several_runs_are_told_apart(run: Path) -> None:
+    curves = read_curves(run)
+    figure = plot_curves({"a": curves, "b": curves})
+    labels = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert labels == {"a · train/loss", "a · val/loss", "b · train/loss", "b · val/loss"}
+    colours = {line.get_color() for line in figure.axes[0].lines}
+    assert len(colours) == 2
+
+
+def test_the_command_draws_a_real_run(tiny_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "curves.png"
+    finished = lit("curves", tiny_run, "--output", output)
+    assert (finished.status, finished.out) == (0, f"{output}\n"), finished.err
+    assert output.read_bytes().startswith(b"\x89PNG")
+    curves = read_curves(tiny_run)
+    assert {"train/loss", "val/loss", "val/perplexity"} <= set(curves)
+    assert curves["train/loss"][max(curves["train/loss"])] < curves["train/loss"][min(curves["train/loss"])]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "no metrics.csv"), ("a,b\n1,2\n", "no column named step"), ("step,x\n1,many\n", "damaged")],
+)
+def test_bad_input_is_one_sentence(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "metrics.csv").write_text(content)
+    finished = lit("curves", tmp_path)
+    assert finished.status == 1
+    assert words in finished.err
+    assert str(tmp_path) in finished.err
+    assert finished.err.count("\n") == 1
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_an_unknown_kind_of_picture_is_one_sentence(run: Path, tmp_path: Path) -> None:
+    finished = lit("curves", run, "--output", tmp_path / "curves.txt")
+    assert finished.status == 1
+    assert "curves.txt" in finished.err
+    assert finished.err.count("\n") == 1
+
+
+def test_nothing_to_draw_is_said() -> None:
+    with pytest.raises(InputError, match="nothing to draw: a"):
+        plot_curves({"a": {"lr-Adam": {1: 0.1}}})
