@@ -105,7 +105,7 @@ def test_only_one_side_wants_a_gradient(frozen: str) -> None:
 def test_without_gradients_none_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     features, weight, labels = problem()
     reference = expected(features, weight, labels, 0.1)[0]
-    monkeypatch.setattr(loss_module, "_logit_gradient", None)  # calling it would fail
+    monkeypatch.setattr(loss_module, "_add_product", None)  # calling it would fail
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
             found = smoothed_cross_entropy(features, weight, labels, 0.1)

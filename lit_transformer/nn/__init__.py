@@ -2,6 +2,7 @@
 
 from lit_transformer.nn.attention import KeyValueCache, MultiHeadAttention, causal_mask, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer, LayerMemory, SentenceRows, TransformerState
+from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
@@ -11,6 +12,7 @@ __all__ = [
     "AttentionMaps",
     "Decoder",
     "DecoderLayer",
+    "Dropout",
     "Encoder",
     "EncoderLayer",
     "KeyValueCache",

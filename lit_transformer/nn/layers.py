@@ -8,6 +8,8 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lit_transformer.nn.dropout import Dropout
+
 Activation = Literal["relu", "gelu", "silu"]
 Norm = Literal["post", "pre"]
 
@@ -42,7 +44,7 @@ class PositionwiseFeedForward(nn.Module):
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.inner = nn.Linear(d_model, d_ff)
         self.activation = ACTIVATIONS[activation]()
-        self.dropout = nn.Dropout(activation_dropout)
+        self.dropout = Dropout(activation_dropout)
         self.outer = nn.Linear(d_ff, d_model)
 
     def forward(self, tokens: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -82,7 +84,7 @@ class ResidualNorm(nn.Module):
             raise ValueError(f"norm must be 'post' or 'pre', got {norm!r}")
         self.is_pre_norm = norm == "pre"
         self.norm = nn.LayerNorm(d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Float[Tensor, "B T D"], sublayer: Callable[[Tensor], Tensor]) -> Float[Tensor, "B T D"]:
         """Applies ``sublayer`` to tokens ``(B, T, D)`` inside the residual connection."""

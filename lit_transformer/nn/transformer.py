@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_transformer.interfaces import DecoderState, TranslationNetwork
 from lit_transformer.nn.attention import MultiHeadAttention, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer, TransformerState
+from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import Activation, Norm, PositionwiseFeedForward
@@ -137,7 +138,7 @@ class Transformer(TranslationNetwork):
         self.src_embedding = self.tgt_embedding if self.tie == "all" else self.build_embedding(self.src_vocab_size)
         self.src_positions = self.build_positions()
         self.tgt_positions = self.build_positions()
-        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.embedding_dropout = Dropout(self.dropout)
         self.encoder = Encoder((self.build_encoder_layer() for _ in range(self.num_layers)), self._final_norm())
         self.decoder = Decoder((self.build_decoder_layer() for _ in range(self.num_decoder_layers)), self._final_norm())
         self.projection = nn.Linear(self.d_model, self.vocab_size, bias=False)
