@@ -36,6 +36,8 @@ from lit_transformer.data.pools import Cursor, MixedRows, lane_start, start_of
 from lit_transformer.interfaces import TranslationBatch
 
 MAX_TOKENS = 25_000
+SOURCES = ["text", "text.gz", "parquet"]
+SHORT = 3  # words in the longest sentence, where the number of rows matters and not their length
 Result = dict[str, Any]
 
 
@@ -56,50 +58,63 @@ def open_batches(
     return iter(data.train_dataloader())
 
 
-def speed(folder: Path, rows: int, seconds: float = 10) -> list[Result]:
-    """Real tokens, both sides counted, that come out in one second; the first batches are not timed."""
-    rows = min(rows, 400_000)
-    forms = {"text": write_text(folder, rows), "text.gz": write_text(folder / "gz", rows, compressed=True),
-             "parquet": write_parquet(folder, rows)}  # fmt: skip
+def speed(folder: Path, rows: int, sources: list[str]) -> list[Result]:
+    """Real tokens, both sides counted, that come out in one second, and in one second of all processors together."""
+    rows = min(rows, 200_000)
+    forms: dict[str, dict[str, Any]] = {
+        "text": write_text(folder, rows),
+        "text.gz": write_text(folder / "gz", rows, compressed=True),
+        "parquet": write_parquet(folder, rows),
+    }
     write_jsonl(folder, rows)
     write_parquet(folder / "one", rows, files=1)
     results = []
     with served(folder) as address:
         forms["HTTP jsonl.gz"] = {"path": f"{address}/rows.jsonl.gz"}
         forms["HTTP parquet"] = {"path": f"{address}/one/part0.parquet"}
-        for form, corpus in forms.items():
+        cached = {"cache_path": str(folder / "text.arrow")}
+        next(open_batches(forms["text"], folder, **cached))  # makes tokenizer and cache
+        for form, corpus, settings in [*((form, corpus, {}) for form, corpus in forms.items()),
+                                       ("cache", forms["text"], cached)]:  # fmt: skip
             for workers in (0, 1, 2):
-                batches = open_batches(corpus, folder, num_workers=workers)
-                next(batches)
-                tokens, start = 0, time.perf_counter()
-                for batch in batches:
+                tokens, processor, start = 0, sum(os.times()[:4]), time.perf_counter()
+                for batch in open_batches(corpus, folder, num_workers=workers, **settings):
                     tokens += int(batch.src.count_nonzero() + batch.tgt.count_nonzero())
-                    if time.perf_counter() - start > seconds:
-                        break
                 rate = tokens / (time.perf_counter() - start)
-                results.append({"source": form, "workers": workers, "tokens_per_second": round(rate)})
+                processor_rate = tokens / (sum(os.times()[:4]) - processor)
+                results.append({"source": form, "workers": workers, "tokens": tokens, "tokens/s": round(rate),
+                                "tokens/processor second": round(processor_rate)})  # fmt: skip
                 print(results[-1], file=sys.stderr)
     return results
 
 
-def resume(folder: Path, rows: int) -> list[Result]:
-    """Seconds from building the loader with a saved cursor to its first batch."""
+def resume(folder: Path, rows: int, sources: list[str]) -> list[Result]:
+    """Seconds from building the loader with a saved cursor to its first batch, and what of them was computing."""
     results = []
-    for form, corpus in _large_forms(folder, rows):
+    for form, corpus in _large_forms(folder, rows, 25, sources):
         next(open_batches(corpus, folder))  # makes the tokenizer
         for part, cursor in _cursors(corpus, rows, (0.0, 0.1, 0.9)):
-            start = time.perf_counter()
-            next(open_batches(corpus, folder, cursor))
-            seconds = time.perf_counter() - start
-            results.append({"source": form, "rows": rows, "resumed_at": part, "seconds": round(seconds, 2)})
+            results.append({"source": form, "rows": rows, "resumed at": part, **_first_batch(corpus, folder, cursor)})
             print(results[-1], file=sys.stderr)
     return results
 
 
-def memory(folder: Path, rows: int) -> list[Result]:
+def cache(folder: Path, rows: int, sources: list[str]) -> list[Result]:
+    """Seconds to write the token cache, and then to resume on it."""
+    corpus, place = write_text(folder, rows, SHORT), folder / "text.arrow"
+    settings = {"cache_path": str(place)}
+    results = [{"step": "write", "rows": rows, **_first_batch(corpus, folder, start_of(0), **settings)}]
+    for part in (0.0, 0.1, 0.9):
+        cursor = {**start_of(0), "lanes": [{**lane_start(), "pool": int(part * rows) // 32_000}]}
+        results.append({"step": f"resume at {part}", "rows": rows, **_first_batch(corpus, folder, cursor, **settings)})
+        print(results[-1], file=sys.stderr)
+    return [{**result, "file MB": place.stat().st_size >> 20} for result in results]
+
+
+def memory(folder: Path, rows: int, sources: list[str]) -> list[Result]:
     """Peak resident memory of a process that goes through the stream, in MB; an eighth of it, and the whole."""
     results = []
-    for form, corpus in _large_forms(folder, rows):
+    for form, corpus in _large_forms(folder, rows, SHORT, sources):
         for count in (rows // 8, rows):
             command = [sys.executable, __file__, "_stream", "--folder", str(folder), "--rows", str(count)]
             done = subprocess.run([*command, "--corpus", json.dumps(corpus)], check=True, stdout=subprocess.PIPE)
@@ -108,7 +123,7 @@ def memory(folder: Path, rows: int) -> list[Result]:
     return results
 
 
-def fill(folder: Path, rows: int) -> list[Result]:
+def fill(folder: Path, rows: int, sources: list[str]) -> list[Result]:
     """Real tokens over padded area on Multi30k, at 4,096 tokens a batch."""
     place = os.environ.get("MULTI30K")
     if not place:
@@ -122,15 +137,22 @@ def fill(folder: Path, rows: int) -> list[Result]:
     return [{"corpus": "Multi30k en-de", **settings, "fill": round(real / area, 4)}]
 
 
-def _large_forms(folder: Path, rows: int) -> Iterator[tuple[str, dict[str, str]]]:
+def _first_batch(corpus: dict[str, str], folder: Path, cursor: Cursor, **settings: Any) -> Result:
+    processor, start = time.process_time(), time.perf_counter()
+    next(open_batches(corpus, folder, cursor, **settings))
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    return {"seconds": round(seconds, 2), "processor seconds": round(processor, 2)}
+
+
+def _large_forms(folder: Path, rows: int, longest: int, sources: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     makers: dict[str, Callable[[Path], dict[str, str]]] = {
-        "text": lambda place: write_text(place, rows),
-        "text.gz": lambda place: write_text(place, rows, compressed=True),
-        "parquet": lambda place: write_parquet(place, rows),
+        "text": lambda place: write_text(place, rows, longest),
+        "text.gz": lambda place: write_text(place, rows, longest, compressed=True),
+        "parquet": lambda place: write_parquet(place, rows, longest),
     }
-    for form, make in makers.items():
+    for form in sources:
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            yield form, make(Path(place))
+            yield form, makers[form](Path(place))
 
 
 def _cursors(corpus: dict[str, str], rows: int, parts: tuple[float, ...]) -> list[tuple[float, Cursor]]:
@@ -151,8 +173,15 @@ def _stream(folder: Path, rows: int, corpus: dict[str, str]) -> Result:
     start, pairs = time.perf_counter(), 0
     for batch in open_batches(settings, folder):
         pairs += len(batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024**2)
-    return {"rows": pairs, "seconds": round(time.perf_counter() - start), "peak_memory_mb": round(peak)}
+    return {"rows": pairs, "seconds": round(time.perf_counter() - start), "peak memory MB": round(_peak_memory_mb())}
+
+
+def _peak_memory_mb() -> float:
+    if sys.platform == "linux":  # where getrusage would also count what the parent process held before it forked
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
 def _table(rows: list[Result]) -> str:
@@ -164,12 +193,14 @@ def _table(rows: list[Result]) -> str:
 
 def main() -> None:
     """Runs what the command line asks for; prints tables, and JSON where it is told to."""
-    benchmarks = {function.__name__: function for function in (speed, resume, memory, fill)}
+    benchmarks = {function.__name__: function for function in (speed, resume, cache, memory, fill)}
     summary, _, usage = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(description=summary, epilog=usage,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("which", nargs="*", help=f"what to measure, among {', '.join(benchmarks)}; all if left out")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the streams of resume and memory")
+    parser.add_argument("--sources", type=lambda names: names.split(","), default=SOURCES,
+                        help=f"sources of resume and memory, by default {','.join(SOURCES)}")  # fmt: skip
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--corpus", type=json.loads, help=argparse.SUPPRESS)
@@ -184,7 +215,7 @@ def main() -> None:
     results = {}
     for name in arguments.which or benchmarks:
         with tempfile.TemporaryDirectory() as folder:
-            results[name] = benchmarks[name](Path(folder), arguments.rows)
+            results[name] = benchmarks[name](Path(folder), arguments.rows, arguments.sources)
         print(f"\n{name}\n{_table(results[name])}")
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
