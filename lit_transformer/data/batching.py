@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +19,23 @@ from lit_transformer.vocabulary import PAD_ID
 Rows = list[int]  # positions of sentence pairs in their pool
 
 
+class Sentences(Protocol):
+    """Lists of ids, wherever they are kept."""
+
+    def pad(self, rows: Sequence[int]) -> Tensor:
+        """The chosen lists, padded on the right to the longest of them, ``(rows, longest)``."""
+
+
 class Ragged:
     """Many lists of ids of different lengths, kept in one array: small in memory, cheap to hand to a process.
 
     Args:
         rows: The lists of ids.
+
+    Attributes:
+        lengths: Length of each list.
+        starts: Where each list begins in ``flat``, and after them its length.
+        flat: All ids, one list after another.
 
     Example:
         >>> Ragged([[5, 6, 7], [8]]).pad([1, 0])
@@ -30,11 +44,10 @@ class Ragged:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        self.lengths = lengths
-        self._starts = np.concatenate(([0], np.cumsum(lengths)))
-        flat = (token for row in rows for token in row)
-        self._flat: npt.NDArray[np.int32] = np.fromiter(flat, dtype=np.int32, count=int(self._starts[-1]))
+        self.lengths: npt.NDArray[np.int64] = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        self.starts: npt.NDArray[np.int64] = np.concatenate(([0], np.cumsum(self.lengths)))
+        ids = chain.from_iterable(rows)
+        self.flat: npt.NDArray[np.int32] = np.fromiter(ids, dtype=np.int32, count=int(self.starts[-1]))
 
     def __len__(self) -> int:
         """Number of lists."""
@@ -42,16 +55,17 @@ class Ragged:
 
     def __getitem__(self, row: int) -> list[int]:
         """One list of ids."""
-        ids: list[int] = self._flat[self._starts[row] : self._starts[row + 1]].tolist()
+        ids: list[int] = self.flat[self.starts[row] : self.starts[row + 1]].tolist()
         return ids
 
     def pad(self, rows: Sequence[int]) -> Tensor:
         """The chosen lists, padded on the right to the longest of them, ``(rows, longest)``."""
-        lengths = self.lengths[list(rows)]
-        padded = np.full((len(lengths), int(lengths.max(initial=0))), PAD_ID, dtype=np.int64)
-        for line, row in zip(padded, rows, strict=True):
-            start = self._starts[row]
-            line[: self.lengths[row]] = self._flat[start : start + self.lengths[row]]
+        chosen = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[chosen, None]
+        columns = np.arange(lengths.max(initial=0))
+        is_real = columns < lengths
+        padded = np.full(is_real.shape, PAD_ID, dtype=np.int64)
+        padded[is_real] = self.flat[(self.starts[chosen, None] + columns)[is_real]]
         return torch.from_numpy(padded)
 
 
@@ -118,7 +132,10 @@ class TokenBudgetBatches:
 
     def order(self, rows: Rows, src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> Rows:
         """The rows sorted so that neighbours have similar lengths; equals keep their order."""
-        return sorted(rows, key=lambda row: (max(src_lengths[row], tgt_lengths[row]), src_lengths[row]))
+        chosen = np.asarray(rows, dtype=np.int64)
+        src, tgt = np.asarray(src_lengths)[chosen], np.asarray(tgt_lengths)[chosen]
+        ordered: Rows = chosen[np.lexsort((src, np.maximum(src, tgt)))].tolist()
+        return ordered
 
     def cut(self, rows: Rows, src_lengths: Sequence[int], tgt_lengths: Sequence[int]) -> list[Rows]:
         """Neighbouring rows put together as far as the budget allows."""
@@ -170,6 +187,12 @@ class LengthLimits:
         return None
 
 
+def reason_to_drop(limits: LengthLimits, batches: TokenBudgetBatches, src_length: int, tgt_length: int) -> str | None:
+    """Why a pair of these lengths is left out of training; None if it stays."""
+    reason = limits.verdict(src_length, tgt_length)
+    return "overlong" if reason is None and not batches.fits(src_length, tgt_length) else reason
+
+
 def deal(batches: list[Rows], parts: int) -> list[Rows]:
     """Splits a few batches into exactly ``parts``, halving the largest again and again; some may stay empty.
 
@@ -190,7 +213,7 @@ def deal(batches: list[Rows], parts: int) -> list[Rows]:
     return dealt
 
 
-def collate(src: Ragged, tgt: Ragged, rows: Sequence[int]) -> TranslationBatch:
+def collate(src: Sentences, tgt: Sentences, rows: Sequence[int]) -> TranslationBatch:
     """The chosen sentence pairs as one padded batch."""
     return TranslationBatch(src=src.pad(rows), tgt=tgt.pad(rows))
 

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
+from lit_transformer.data.cache import CachedPools, TokenCache, write_or_open_cache
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
@@ -60,6 +61,9 @@ class TranslationDataModule(L.LightningDataModule):
             number of processes, or a multiple of that, to let each process read and tokenise its own part only. It
             decides the order of the batches, so runs that shall be the same on 1 and on 8 processes need the same
             number. Each lane has a pool of its own in memory.
+        cache_path: File to keep the ids of the training text in, so that it is read and tokenised only once: ``fit``
+            writes it if it is not there, or anew when text or tokenizer change. All processes map it into memory,
+            which needs no lanes, and every epoch shuffles the whole text instead of pools. None streams the text.
         num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
@@ -89,6 +93,7 @@ class TranslationDataModule(L.LightningDataModule):
         max_length_ratio: float | None = None,
         pool_size: int = 32_000,
         num_lanes: int = 1,
+        cache_path: str | None = None,
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 1,
@@ -102,7 +107,7 @@ class TranslationDataModule(L.LightningDataModule):
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
-        self.shuffle, self.seed = shuffle, seed
+        self.cache_path, self.shuffle, self.seed = cache_path, shuffle, seed
         self._check_numbers()
         self._has_recipe = tokenizer is not None
         self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
@@ -129,8 +134,10 @@ class TranslationDataModule(L.LightningDataModule):
         return TokenBudgetBatches(max_tokens, shuffle)
 
     def prepare_data(self) -> None:
-        """Makes the tokenizer, or checks the file of an earlier run; on one process of each machine."""
+        """Makes tokenizer and cache, or checks the files of an earlier run; on one process of each machine."""
         self._load_tokenizer()
+        if self.cache_path is not None and self._trainer.state.fn == "fit":
+            self._cache(self.cache_path)
 
     def setup(self, stage: str) -> None:
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
@@ -147,11 +154,8 @@ class TranslationDataModule(L.LightningDataModule):
         """The endless stream, or one pass of it, from the cursor on."""
         trainer = self._trainer
         endless = trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
-        corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
-        settings = (self.pool_size, self.seed, endless, self.num_lanes)
-        pools = PoolStream(corpora, self.tokenizer, batches, self.limits, *settings)
         return TrainingBatches(
-            pools,
+            self._pools(endless),
             self._start,
             trainer.global_rank,
             trainer.world_size,
@@ -202,6 +206,20 @@ class TranslationDataModule(L.LightningDataModule):
             )
         return self.trainer
 
+    def _pools(self, endless: bool) -> PoolStream | CachedPools:
+        corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
+        settings = (batches, self.limits, self.pool_size, self.seed, endless)
+        if self.cache_path is None:
+            return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes)
+        pools = CachedPools(self._cache(self.cache_path), *settings)
+        if pools.dropped:
+            logger.info("%s: dropped %s sentence pairs", self.cache_path, _listed_counts(pools.dropped))
+        self.dropped = Counter(pools.dropped)
+        return pools
+
+    def _cache(self, path: str) -> TokenCache:
+        return write_or_open_cache(path, self._need("train"), self.tokenizer)
+
     def _start(self) -> Cursor:
         overfit = self._trainer.overfit_batches  # type: ignore[attr-defined]
         return start_of(0, self.num_lanes) if overfit else self.cursor  # overfitting repeats its first batches
@@ -244,7 +262,7 @@ class TranslationDataModule(L.LightningDataModule):
     def _count(self, pool: Pool) -> None:
         self.dropped.update(pool.dropped)
         if pool.dropped:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(pool.dropped.items()))
+            reasons = _listed_counts(pool.dropped)
             lane = f"lane {pool.lane}, " if self.num_lanes > 1 else ""
             message = "epoch %d, %spool %d: dropped %s sentence pairs"
             logger.info(message, pool.epoch, lane, pool.place["pool"], reasons)
@@ -264,6 +282,8 @@ class TranslationDataModule(L.LightningDataModule):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
+        if self.cache_path is not None and self.num_lanes > 1:
+            raise ValueError(f"num_lanes={self.num_lanes} is for streams; with cache_path leave it out")
         if self.limits.max_length > self.eval_max_tokens:
             raise ValueError(
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
@@ -319,6 +339,7 @@ class TranslationDataModule(L.LightningDataModule):
             "train": [corpus.fingerprint() for corpus in self.corpora["train"]],
             "pool_size": self.pool_size,
             "num_lanes": self.num_lanes,
+            "is_cached": self.cache_path is not None,
             "max_tokens": self.max_tokens,
             "max_length": self.limits.max_length,
             "max_length_ratio": self.limits.max_length_ratio,
@@ -332,7 +353,7 @@ class TranslationDataModule(L.LightningDataModule):
         Raises:
             CorpusError: If data or settings changed, so that the place has no meaning any more.
         """
-        now = self._stream_settings()
+        now, saved = self._stream_settings(), {"is_cached": False, **saved}
         changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
         if saved.get("train") != now["train"]:
             changed[0] = "the training text is not the same"
@@ -341,6 +362,10 @@ class TranslationDataModule(L.LightningDataModule):
                 f"the checkpoint cannot be resumed because its place in the training stream is lost: "
                 f"{'; '.join(changed)}; restore the old setting or start a new run"
             )
+
+
+def _listed_counts(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

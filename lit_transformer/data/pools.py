@@ -9,7 +9,15 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from lit_transformer.data.batching import LengthLimits, Ragged, Rows, TokenBudgetBatches, collate
+from lit_transformer.data.batching import (
+    LengthLimits,
+    Ragged,
+    Rows,
+    Sentences,
+    TokenBudgetBatches,
+    collate,
+    reason_to_drop,
+)
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.textfiles import CorpusError, Row
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -54,8 +62,8 @@ class Pool:
     epoch: int
     lane: int
     place: Place
-    src: Ragged
-    tgt: Ragged
+    src: Sentences
+    tgt: Sentences
     batches: list[Rows]
     dropped: Counter[str]
 
@@ -175,6 +183,12 @@ class PoolStream(IterableDataset[Any]):
         except CorpusError as error:
             yield error
 
+    def encoded(self) -> Iterator[tuple[Ragged, Ragged, Counter[str]]]:
+        """One epoch as ids without batches: the two sides of each pool, and what was left out."""
+        for lane in range(self.num_lanes):
+            for _, parts in self.rows.pools(lane_start(), lane):
+                yield self._encode(parts)
+
     def _share(self) -> Iterator[Pool | LaneEnd]:
         worker = get_worker_info()
         workers, mine = (worker.num_workers, worker.id) if worker else (1, 0)
@@ -224,9 +238,7 @@ class PoolStream(IterableDataset[Any]):
         return Ragged([src[row] for row in kept]), Ragged([tgt[row] for row in kept]), dropped
 
     def _keeps(self, src_length: int, tgt_length: int, dropped: Counter[str]) -> bool:
-        reason = self.limits.verdict(src_length, tgt_length)
-        if reason is None and not self.batches.fits(src_length, tgt_length):
-            reason = "overlong"
+        reason = reason_to_drop(self.limits, self.batches, src_length, tgt_length)
         if reason is not None:
             dropped[reason] += 1
         return reason is None

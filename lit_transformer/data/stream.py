@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_transformer.data.batching import Rows
+from lit_transformer.data.cache import CachedPools
 from lit_transformer.data.pools import Cursor, LaneEnd, Place, Pool, PoolStream, lane_start, start_of
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.interfaces import TranslationBatch
@@ -32,7 +33,7 @@ class TrainingBatches:
     with a batch of nothing but padding, which weighs nothing; a group without any sentence is passed over.
 
     Args:
-        pools: The stream.
+        pools: The stream, or what stands for it.
         get_cursor: Tells where to start, asked at each iteration.
         rank: Number of this process.
         world_size: Number of processes.
@@ -46,7 +47,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        pools: PoolStream,
+        pools: PoolStream | CachedPools,
         get_cursor: Callable[[], Cursor],
         rank: int = 0,
         world_size: int = 1,

@@ -13,6 +13,7 @@ from lit_transformer.data.network import is_address, open_address
 from lit_transformer.data.textfiles import CorpusError, Row, State, approximate_lines, file_identity
 
 _UNKNOWN_ROWS = 1_000_000  # stands for the size of a stream that does not tell; only proportions depend on it
+_ENOUGH_SHARDS = 64  # with fewer, a place deep in a shard would take long to come back to
 _SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {"batch_size": 10_000}),  # rows read at once; without it a whole row group
@@ -49,7 +50,7 @@ class DatasetRows:
     ) -> None:
         self.path, self.name, self.split, self.files, self.options = path, name, split, files, options or {}
         self._lane = lane, num_lanes
-        self._num_shards: int | None = None
+        self._num_shards: dict[int, int] = {}  # by number of lanes
 
     @classmethod
     def from_files(cls, pattern: str, split: str) -> DatasetRows:
@@ -74,10 +75,10 @@ class DatasetRows:
 
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows from the place ``state`` on; ``iter(batch_size)`` keeps all rows in every worker process."""
-        dataset = self._load()
         lane, num_lanes = self._lane
+        dataset = _finely_cut(self._load(), num_lanes)
         if num_lanes > 1:
-            dataset = _finely_cut(dataset).shard(num_lanes, lane, contiguous=False)
+            dataset = dataset.shard(num_lanes, lane, contiguous=False)
         if state is not None:
             dataset.load_state_dict(copy.deepcopy(state))
         batches = iter(dataset.iter(batch_size=size))
@@ -94,9 +95,10 @@ class DatasetRows:
 
     def lane(self, lane: int, num_lanes: int) -> DatasetRows | None:
         """The shards of a lane; None if there are too few for lanes of about the same size."""
-        if self._num_shards is None:
-            self._num_shards = _finely_cut(self._load()).num_shards
-        if self._num_shards % num_lanes and self._num_shards < _SHARDS_PER_LANE * num_lanes:
+        if num_lanes not in self._num_shards:
+            self._num_shards[num_lanes] = _finely_cut(self._load(), num_lanes).num_shards
+        num_shards = self._num_shards[num_lanes]
+        if num_shards % num_lanes and num_shards < _SHARDS_PER_LANE * num_lanes:
             return None
         return DatasetRows(self.path, self.name, self.split, self.files, self.options, lane, num_lanes)
 
@@ -150,9 +152,10 @@ class DatasetRows:
         return ""
 
 
-def _finely_cut(dataset: Any) -> Any:
-    """The dataset with parquet row groups as its shards, where `datasets` can do that."""
-    return dataset.reshard() if hasattr(dataset, "reshard") else dataset
+def _finely_cut(dataset: Any, num_lanes: int) -> Any:
+    """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that."""
+    is_enough = dataset.num_shards >= max(_ENOUGH_SHARDS, _SHARDS_PER_LANE * num_lanes)
+    return dataset if is_enough or not hasattr(dataset, "reshard") else dataset.reshard()
 
 
 def _parquet_rows(path: str) -> int:

@@ -448,7 +448,7 @@ from test_datamodule import Tiny, make_data, make_trainer, write_corpus
 
 folder = Path(sys.argv[2])
 data = make_data(folder, 211, train=write_corpus(folder, 211), test=write_corpus(folder, 31, "test"),
-                 num_workers=int(sys.argv[3]), num_lanes=int(sys.argv[4]))
+                 num_workers=int(sys.argv[3]), num_lanes=int(sys.argv[4]), cache_path=sys.argv[5] or None)
 saver = L.pytorch.callbacks.ModelCheckpoint(folder / "two", "{step}", every_n_train_steps=1, save_top_k=-1)
 trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", strategy="ddp", devices=2, callbacks=[saver],
                     max_epochs=1, logger=False, enable_progress_bar=False, enable_model_summary=False)
@@ -462,11 +462,20 @@ result = {"steps": len(module.losses), "seen": module.seen, "evaluated": module.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "lanes"), [(0, 1), (2, 1), (0, 4)])
-def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes):
+@pytest.mark.parametrize(("workers", "lanes", "is_cached"), [(0, 1, False), (2, 1, False), (0, 4, False), (2, 1, True)])
+def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes, is_cached):
+    cache_path = str(tmp_path / "text.arrow") if is_cached else None
     script = tmp_path / "ddp.py"
     script.write_text(DDP)
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path), str(workers), str(lanes)]
+    command = [
+        sys.executable,
+        str(script),
+        str(Path(__file__).parent),
+        str(tmp_path),
+        str(workers),
+        str(lanes),
+        cache_path or "",
+    ]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["steps"] == second["steps"]
@@ -478,7 +487,7 @@ def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes):
         saved = torch.load(tmp_path / f"two/step={step}.ckpt", weights_only=True)["TranslationDataModule"]["cursor"]
         assert None not in saved["lanes"]
         alone = make_trainer(tmp_path, max_epochs=1)
-        data = make_data(tmp_path, 211, num_lanes=lanes)
+        data = make_data(tmp_path, 211, num_lanes=lanes, cache_path=cache_path)
         alone.fit(module := Tiny(), data, ckpt_path=tmp_path / f"two/step={step}.ckpt")
         before = [tuple(ids) for rank in (first, second) for ids in itertools.chain(*rank["steps_seen"][:step])]
         assert sorted(before + module.seen) == sorted(seen)

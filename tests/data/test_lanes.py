@@ -1,11 +1,14 @@
 """Lanes: one order for any number of processes, each of which reads and tokenises little more than its share."""
 
-import threading
 from collections import Counter
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import Letters, Numbers, sequence, texts
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
@@ -13,98 +16,16 @@ from lit_transformer.data.pools import PoolStream, start_of
 from lit_transformer.data.stream import TrainingBatches, joined
 
 
-class Letters:
-    """Stands in for a tokenizer; counts the sentences that it is asked for."""
-
-    def __init__(self):
-        self.sentences = 0
-
-    def encode_src(self, texts):
-        self.sentences += len(texts)
-        return [[*map(ord, text), 3] for text in texts]
-
-    def encode_tgt(self, texts):
-        return [[2, *map(ord, text), 3] for text in texts]
-
-
-class Numbers(ParallelCorpus):
-    """Sentences that are numbers, unique over all corpora, made when they are read."""
-
-    def __init__(self, count, name="n", broken_at=None):
-        super().__init__("numbers")
-        self.count, self.prefix, self.broken_at = count, name, broken_at
-
-    def open(self):
-        return self
-
-    def lane(self, lane, num_lanes):
-        return None
-
-    def chunks(self, state, size):
-        for start in range(state or 0, self.count, size):
-            end = min(start + size, self.count)
-            if self.broken_at is not None and start <= self.broken_at < end:
-                raise CorpusError("the connection is down")
-            rows = [f"{self.prefix}{n}" + "x" * (n * 7919 % 11) for n in range(start, end)]
-            yield [{"en": row, "de": row} for row in rows], end
-
-    def approximate_rows(self):
-        return self.count
-
-    def texts(self):
-        return [row["de"] for rows, _ in self.chunks(None, 1000) for row in rows]
-
-
-class Together:
-    """Stands in for the collective operation of the processes: threads that wait for one another."""
-
-    def __init__(self, world):
-        self.barrier, self.brought = threading.Barrier(world, timeout=60), {}
-
-    def __call__(self, rank, flags):
-        self.brought[rank] = flags
-        self.barrier.wait()
-        largest = [max(column) for column in zip(*self.brought.values(), strict=True)]
-        self.barrier.wait()
-        return largest
-
-
 def ranks(make_corpora, world, lanes, start=None, steps=None, pool=20, budget=60, workers=0):
-    """What each of ``world`` processes gets, all of them run as threads: a list of batches, or an error."""
-    together, tokenizers = Together(world), [Letters() for _ in range(world)]
-    results = [None] * world
+    """What each of ``world`` processes gets, and how many sentences it tokenised."""
+    tokenizers = [Letters() for _ in range(world)]
 
-    def work(rank):
+    def make_pools(rank):
         rows = (make_corpora(), tokenizers[rank], TokenBudgetBatches(budget), LengthLimits(60), pool, 7)
-        pools = PoolStream(*rows, repeat=steps is not None, num_lanes=lanes)
-        loader = TrainingBatches(
-            pools, lambda: start or start_of(0, lanes), rank, world, workers, agree=lambda flags: together(rank, flags)
-        )
-        try:
-            found = []
-            for batch in loader:
-                found.append(batch)
-                if len(found) == steps:
-                    break
-            results[rank] = found
-        except CorpusError as error:
-            results[rank] = error
+        return PoolStream(*rows, num_lanes=lanes)
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    results = simulated.ranks(make_pools, world, start, steps, workers)
     return results, [tokenizer.sentences for tokenizer in tokenizers]
-
-
-def texts(batch):
-    return tuple("".join(map(chr, row[1 : row.index(3)])) for row in batch.tgt.tolist() if any(row))
-
-
-def sequence(results):
-    """The batches of all processes in the one order that they share, without the empty ones."""
-    return [texts(batch) for step in zip(*results, strict=True) for batch in step if texts(batch)]
 
 
 @settings(max_examples=8, deadline=None)
@@ -169,8 +90,25 @@ def test_a_process_tokenises_its_share_and_little_more(world):
 
 
 def test_workers_do_not_change_the_lanes():
-    alone = [texts(batch) for batch in ranks(lambda: [Numbers(700)], 1, 4)[0][0]]
-    assert [texts(batch) for batch in ranks(lambda: [Numbers(700)], 1, 4, workers=2)[0][0]] == alone
+    def stream(workers):
+        limits = TokenBudgetBatches(60), LengthLimits(60), 20, 7
+        pools = PoolStream([Numbers(700)], Letters(), *limits, num_lanes=4)
+        return TrainingBatches(pools, lambda: start_of(0, 4), num_workers=workers, agree=lambda flags: flags)
+
+    assert [texts(batch) for batch in stream(2)] == [texts(batch) for batch in stream(0)]
+
+
+def test_64_processes_share_256_row_groups(tmp_path):
+    rows = Numbers(256 * 20).texts()
+    for number in range(4):
+        part = pyarrow.table({"en": rows[number::4], "de": rows[number::4]})
+        pyarrow.parquet.write_table(part, tmp_path / f"part{number}.parquet", row_group_size=20)
+    corpus = ParallelCorpus(str(tmp_path / "*.parquet"))
+    results, tokenised = ranks(lambda: [corpus], 64, 64, budget=100)
+    assert Counter(text for batch in sequence(results) for text in batch) == Counter(rows)
+    assert len(set(map(len, results))) == 1
+    assert max(tokenised) <= 1.5 * len(rows) / 64
+    assert sequence(ranks(lambda: [corpus], 1, 64, budget=100)[0]) == sequence(results)
 
 
 def test_one_broken_process_stops_all_at_the_same_step():
