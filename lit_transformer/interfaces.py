@@ -151,6 +151,13 @@ class TranslationNetwork(nn.Module, ABC):
         cls = type(self)
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(self.init_args)}
 
+    def sharded_parts(self) -> list[nn.Module]:
+        """Parts, innermost first, whose weights are gathered one at a time where training divides them over processes.
+
+        Each must be used by calling it, and share no weight with the rest. The default is none: all at once.
+        """
+        return []
+
     @abstractmethod
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Scores (logits) ``(B, T, V)`` of each next target token, all positions at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from contextlib import nullcontext
 from typing import Any, TypeGuard
 
 import lightning as L
@@ -18,6 +19,7 @@ from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.nn import Transformer
+from lit_transformer.sharding import ShardedWeights
 from lit_transformer.vocabulary import PAD_ID
 
 _UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
@@ -32,14 +34,16 @@ def paper_adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=(512 * 4000) ** -0.5, betas=(0.9, 0.98), eps=1e-9)
 
 
-def _ends_in_a_product(network: TranslationNetwork) -> TypeGuard[Transformer]:
+def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool) -> TypeGuard[Transformer]:
     """Whether logits are features times a matrix, as in our network unless someone changed just that."""
     if not isinstance(network, Transformer):
         return False
     own, output = (Transformer.forward, Transformer.project), network.projection
     is_own = (type(network).forward, type(network).project) == own and network._compiled_call_impl is None
-    hooks = [part._forward_hooks or part._forward_pre_hooks for part in (network, output)]
-    return is_own and type(output) is nn.Linear and output.bias is None and not any(hooks)
+    gathering = int(is_sharded)  # of the hooks of the network; `features` gathers weights as well
+    hooks = [(network, gathering), (output, 0)]
+    is_free = all(max(len(part._forward_hooks), len(part._forward_pre_hooks)) <= known for part, known in hooks)
+    return is_own and type(output) is nn.Linear and output.bias is None and is_free
 
 
 def _is_plain(value: object) -> bool:
@@ -111,6 +115,7 @@ class LitTransformer(L.LightningModule):
         self._tokens: list[Tensor] = []  # of the batches since the clock was started
         self._clock: float | None = None
         self._timed_step = 0
+        self._sharded: ShardedWeights | None = None
 
     def _remember_arguments(self, network: TranslationNetwork) -> None:
         """Keeps the constructor's plain arguments for checkpoints, the network as its class path and arguments.
@@ -126,6 +131,11 @@ class LitTransformer(L.LightningModule):
         if _is_plain(network.spec):
             self.save_hyperparameters({"network": network.spec, "_instantiator": _REBUILD})
 
+    def configure_model(self) -> None:
+        """Divides the network over all processes, where the strategy is Lightning's ``ModelParallelStrategy``."""
+        if self.device_mesh is not None and self._sharded is None:
+            self._sharded = ShardedWeights(self.network, self.device_mesh.device_type, self.trainer.world_size)
+
     def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor:
         """Logits ``(B, T, V)`` of the next token at each position of ``tgt_input`` ``(B, T)``."""
         logits: Tensor = self.network(src, tgt_input)
@@ -139,7 +149,7 @@ class LitTransformer(L.LightningModule):
         real = batch.labels != PAD_ID
         labels = batch.labels[real]  # (N,)
         is_plain = self.criterion is None and type(self).forward is LitTransformer.forward
-        if is_plain and _ends_in_a_product(self.network):
+        if is_plain and _ends_in_a_product(self.network, self._sharded is not None):
             features = self.network.features(batch.src, batch.tgt_input)[real]  # (N, D)
             return smoothed_cross_entropy(features, self.network.projection.weight, labels, self.label_smoothing)
         logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
@@ -210,8 +220,37 @@ class LitTransformer(L.LightningModule):
         self._tokens, self._clock = [], None
 
     def on_validation_start(self) -> None:
-        """Leaves the time that validation takes out of the training speed."""
+        """Leaves the time that validation takes out of the training speed; gathers weights that are sharded."""
         self._tokens, self._clock = [], None
+        self._gather()
+
+    def on_test_start(self) -> None:
+        """Gathers weights that are sharded: from here on the processes have different numbers of steps."""
+        self._gather()
+
+    def on_predict_start(self) -> None:
+        """Gathers weights that are sharded: from here on the processes have different numbers of steps."""
+        self._gather()
+
+    def on_validation_end(self) -> None:
+        """Leaves each process its own part of the weights again."""
+        self._release()
+
+    def on_test_end(self) -> None:
+        """Leaves each process its own part of the weights again."""
+        self._release()
+
+    def on_predict_end(self) -> None:
+        """Leaves each process its own part of the weights again."""
+        self._release()
+
+    def _gather(self) -> None:
+        if self._sharded is not None:
+            self._sharded.gather()
+
+    def _release(self) -> None:
+        if self._sharded is not None:
+            self._sharded.release()
 
     def on_validation_epoch_start(self) -> None:
         """Starts the means anew, also after a validation that was broken off."""
@@ -263,7 +302,7 @@ class LitTransformer(L.LightningModule):
         in_training = [part for part in self.network.modules() if part.training]
         self.network.eval()
         try:
-            with torch.inference_mode():
+            with self._sharded.whole() if self._sharded else nullcontext(), torch.inference_mode():
                 return (search or self.search)(self.network, src)
         finally:
             for part in in_training:  # what was frozen stays so

@@ -59,7 +59,7 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
     "bleu": "translation and scores in validation and test",
     "averaging": "the mean of the last checkpoints, in validate, test and predict (section 6.1 of the paper)",
     "writer": "the file that predict writes; {run} is the folder of the run",
-    "checkpoint": "Lightning's ModelCheckpoint, which writes checkpoints",
+    "checkpoint": "Lightning's ModelCheckpoint, which writes checkpoints; the last step always gets one",
     "trainer": "Lightning's Trainer, which decides how long and on what hardware",
 }
 CKPT_PATH_HELP = "Checkpoint: a .ckpt file, or last for the newest in the folder of the run"

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
+from lit_transformer.callbacks.checkpoint import StepCheckpoint
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.data import TranslationDataModule
@@ -53,7 +54,7 @@ CALLBACKS: dict[str, type[Callback]] = {  # keys of the configuration; a listed 
     "bleu": BLEUEvaluation,
     "averaging": CheckpointAveraging,
     "writer": TranslationWriter,
-    "checkpoint": ModelCheckpoint,
+    "checkpoint": StepCheckpoint,
 }
 USED_BY = {
     "warmup": {"fit"},
@@ -223,7 +224,7 @@ class TranslationCLI(LightningCLI):
         chosen = [
             self._get(self.config_init, key)
             for key, kind in CALLBACKS.items()
-            if str(self.subcommand) in USED_BY[key] and not any(isinstance(callback, kind) for callback in own)
+            if str(self.subcommand) in USED_BY[key] and not any(isinstance(callback, _rivals(kind)) for callback in own)
         ]
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -306,6 +307,11 @@ class TranslationCLI(LightningCLI):
                 self._root / "config.yaml",
                 self._root,
             )
+
+
+def _rivals(kind: type[Callback]) -> type[Callback]:
+    """What a user's callback must be to take the place of a default one."""
+    return ModelCheckpoint if issubclass(kind, ModelCheckpoint) else kind
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint, replacing
 from lit_transformer.interfaces import InputError
+from lit_transformer.sharding import load_whole_weights
 
 # What a checkpoint holds to go on training; a mean of weights fits to none of it.
 _TRAINING_STATE = frozenset(
@@ -187,7 +188,7 @@ class CheckpointAveraging(Callback):
         paths = last_checkpoints(trainer.ckpt_path, self.num_checkpoints)
         mean = average_checkpoints(paths)
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}
-        pl_module.load_state_dict(mean, strict=pl_module.strict_loading)
+        load_whole_weights(pl_module, mean, pl_module.strict_loading)
         self._own_weights = own
         names = ", ".join(f"{path.name} (step {read_checkpoint(path)['global_step']})" for path in paths)
         rank_zero_info(f"using the mean of {len(paths)} checkpoints of {paths[0].parent}: {names}")

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -20,6 +20,7 @@ from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError, TranslationBatch
 from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore
+from lit_transformer.sharding import is_sharded
 from lit_transformer.translator import one_line
 
 
@@ -49,7 +50,8 @@ class BLEUEvaluation(Callback):
 
     Raises:
         ValueError: If an argument is out of range, or sacrebleu has no such tokenization.
-        InputError: If the weights are sharded over processes, which would wait for each other for ever in decoding.
+        InputError: If the weights are still divided over processes, which would wait for each other for ever in
+            decoding. ``LitTransformer`` gathers them before, under ``ModelParallelStrategy``.
         MisconfigurationException: If the data module has no tokenizer, or there are several dataloaders.
     """
 
@@ -108,7 +110,7 @@ class BLEUEvaluation(Callback):
     ) -> None:
         """Translates a batch and counts its matches."""
         if trainer.sanity_checking and self.every_n_validations and not batch_idx:
-            self._refuse_sharded(trainer)
+            self._refuse_sharded(trainer, pl_module)
             self._translate(trainer, pl_module, batch.src[:1])
         elif self._running:
             self._count(trainer, pl_module, batch, dataloader_idx)
@@ -159,7 +161,7 @@ class BLEUEvaluation(Callback):
         self.num_validations = state_dict["num_validations"]
 
     def _begin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._refuse_sharded(trainer)
+        self._refuse_sharded(trainer, pl_module)
         decoder(trainer)
         self._running = True
         self._samples = []
@@ -168,11 +170,13 @@ class BLEUEvaluation(Callback):
             if isinstance(metric, CorpusScore):
                 metric.update([], [])  # a process without sentences still takes part in the sum
 
-    def _refuse_sharded(self, trainer: L.Trainer) -> None:
-        if isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)) and trainer.world_size > 1:
+    def _refuse_sharded(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """``LitTransformer`` has gathered its weights by now, if ``ModelParallelStrategy`` has divided them."""
+        if trainer.world_size > 1 and (isinstance(trainer.strategy, FSDPStrategy) or is_sharded(pl_module)):
             raise InputError(
-                f"{type(self).__name__} cannot translate with weights that are sharded over processes; set "
-                "every_n_validations=0 and score a checkpoint with test on one device or with DDP"
+                f"{type(self).__name__} cannot translate with weights that are sharded over processes; shard with "
+                "LitTransformer and ModelParallelStrategy (configs/trainer/fsdp.yaml), or set every_n_validations=0 "
+                "and score a checkpoint with test on one device or with DDP"
             )
 
     def _translate(self, trainer: L.Trainer, pl_module: Any, src: Tensor) -> list[str]:

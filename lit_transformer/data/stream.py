@@ -42,7 +42,8 @@ class TrainingBatches:
         on_pool: Told about each pool that is begun.
         pin_memory: Whether batches are put into page-locked memory.
         agree: Gives all processes the largest of the numbers that they bring, place by place. It is called at the same
-            points on all of them, and only if they do not see the same lanes.
+            points on all of them: in each round of the lanes if they do not see the same ones, else where a pool is
+            needed, which one of them may fail to read.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class TrainingBatches:
         self._sees_all = gcd(pools.num_lanes, world_size) == 1
         if not self._sees_all and agree is None:
             raise ValueError("processes that see different lanes need agree, so that they stop together")
-        self._agree: Agree = (lambda flags: flags) if self._sees_all or agree is None else agree
+        self._agree: Agree = agree or (lambda flags: flags)
 
     def __len__(self) -> int:
         """Declared number of batches.
@@ -126,12 +127,15 @@ class TrainingBatches:
     def _full_lanes(self, lanes: _Lanes, first: int) -> list[int]:
         """For every lane from ``first`` on 1 if it has another batch in this epoch; if one process fails, all do."""
         flags, error = [0] * (self.pools.num_lanes + 1), None
+        own = [lane for lane in self.pools.lanes if lane >= first]
+        is_reading = any(map(lanes.needs_pool, own))
         try:
-            for lane in (lane for lane in self.pools.lanes if lane >= first):
+            for lane in own:
                 flags[lane] = int(lanes.has_batch(lane))
         except CorpusError as broken:
             flags[-1], error = 1, broken
-        flags = self._agree(flags)
+        if not self._sees_all or is_reading:
+            flags = self._agree(flags)
         if error is not None:
             raise error
         if flags[-1]:
@@ -179,10 +183,14 @@ class _Lanes:
         self.epoch, self.turn, self._pools = epoch, 0, {}
         self._places = [lane_start() for _ in self._places]
 
+    def needs_pool(self, lane: int) -> bool:
+        """Whether the lane has no batch at hand."""
+        return lane not in self._pools or self._places[lane]["batch"] >= len(self._pools[lane].batches)
+
     def has_batch(self, lane: int) -> bool:
         """Whether the lane has another batch in this epoch; fetches pools until that is known."""
         queue = self._waiting.setdefault(lane, deque())
-        while lane not in self._pools or self._places[lane]["batch"] >= len(self._pools[lane].batches):
+        while self.needs_pool(lane):
             while not queue:
                 item = next(self._items, None)
                 if item is None:  # a single pass is over

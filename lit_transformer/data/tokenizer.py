@@ -9,7 +9,7 @@ import os
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -320,7 +320,11 @@ def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock beside ``path``; the system lets go of it when a process dies, so it cannot be left behind."""
+    """Holds a lock beside ``path``; the system lets go of it when a process dies, so it cannot be left behind.
+
+    The file of the lock is removed by whoever held it: that is safe because a finished tokenizer appears at once, and
+    all who get a lock later look for it first.
+    """
     lock = FileLock(f"{path}.lock")
     try:
         lock.acquire(blocking=False)
@@ -330,6 +334,8 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        with suppress(OSError):  # Windows removes no file that is open; release does it there
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -217,6 +217,10 @@ class Transformer(TranslationNetwork):
         """Scores (logits) ``(..., V)`` of every target token from features ``(..., D)``."""
         return self.projection(features)  # type: ignore[no-any-return]
 
+    def sharded_parts(self) -> list[nn.Module]:
+        """The layers of encoder and decoder."""
+        return [*self.encoder.layers, *self.decoder.layers]
+
     def encode(self, src: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
         """What the encoder makes of source ids ``(B, S)``: the memory ``(B, S, D)``."""
         return self._encode(src, self._source_mask(src))

@@ -120,6 +120,16 @@ def test_one_broken_process_stops_all_at_the_same_step():
     assert any(str(result) == "the connection is down" for result in results)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_one_process_that_cannot_read_stops_all_that_read_the_same(lanes):
+    broken_at = iter([None, 2100])
+    results, _ = ranks(lambda: [Numbers(4000, broken_at=next(broken_at))], 2, lanes)
+    assert {str(result) for result in results} == {
+        "the connection is down",
+        "another process cannot read its part of the training text: see its message",
+    }
+
+
 def test_processes_with_different_lanes_must_be_able_to_agree():
     pools = PoolStream([Numbers(9)], Letters(), TokenBudgetBatches(60), LengthLimits(60), num_lanes=4)
     with pytest.raises(ValueError, match="need agree"):

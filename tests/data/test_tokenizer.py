@@ -414,11 +414,13 @@ def test_of_two_processes_one_trains(tmp_path):
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0]
     assert trainings.value == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
 
 
 def test_a_lock_file_left_behind_does_not_block(tmp_path):
     (tmp_path / "t.json.lock").touch()
     assert SubwordTokenizer("word", 50).train_or_load(tmp_path / "t.json", lambda: PAIRS, "data")
+    assert [file.name for file in tmp_path.iterdir()] == ["t.json"]
 
 
 @pytest.mark.parametrize(
