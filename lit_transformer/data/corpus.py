@@ -219,9 +219,13 @@ class ParallelCorpus:
     def _table(self, path: str) -> DatasetRows:
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
             return DatasetRows.from_files(path, self.split)
-        if os.path.isdir(path) or _HUB_NAME.fullmatch(path):
+        if os.path.isdir(path):
             return DatasetRows(path, self.name, self.split)
-        raise CorpusError(f"{path} is no file, folder or Hub dataset, nor are there {path}.{self.src} and .{self.tgt}")
+        endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)
+        not_found = f"no {endings} (plain or compressed), no file or folder {path}"
+        if _HUB_NAME.fullmatch(path):
+            return DatasetRows(path, self.name, self.split, not_found=not_found)
+        raise CorpusError(f"there is {not_found}, and this cannot be the name of a Hub dataset")
 
     def _text(self, row: Row, column: str) -> str:
         if column not in row:
