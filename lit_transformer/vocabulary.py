@@ -24,5 +24,5 @@ def check_tag(tag: str) -> str:
         '<2de>'
     """
     if not _TAG.fullmatch(tag) or tag in SPECIAL_TOKENS or _BYTE.fullmatch(tag):
-        raise ValueError(f"a tag must be a word in angle brackets, such as <2de>, and no reserved token; got {tag!r}")
+        raise ValueError(f"tags must be words in angle brackets, such as <2de>, and no reserved tokens; got {tag!r}")
     return tag

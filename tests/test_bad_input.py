@@ -121,7 +121,7 @@ CASES = {
     "broken gzip": Case(f"{FIT} --data.train.path cut", ("cut.en.gz", "line", "cut off")),
     "invalid UTF-8": Case(f"{FIT} --data.train.path latin", ("latin.en", "line 2", "UTF-8")),
     "empty corpus": Case(f"{FIT} --data.train.path empty", ("empty",)),
-    "blank lines only": Case(f"{FIT} --data.train.path blank", ("no sentence pair is left",)),
+    "blank lines only": Case(f"{FIT} --data.train.path blank", ("no sentence pair is left", "2 empty")),
     "bad row that is not to be skipped": Case(
         f"{FIT} --data.train.path holes.jsonl --data.on_bad_row error", ("row 4", "holes.jsonl", "'de'", "on_bad_row")
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 
-from lit_transformer.data.dropped import in_words
+from lit_transformer.data.filters import in_words
 
 
 class TrainingProgress(RichProgressBar):

@@ -17,9 +17,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.dropped import DroppedRows, in_words
+from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
-from lit_transformer.data.filters import OnBadRow
+from lit_transformer.data.filters import OnBadRow, in_words
 from lit_transformer.data.mixing import Mixing
 from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
 from lit_transformer.data.position import StreamPosition

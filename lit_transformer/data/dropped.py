@@ -1,4 +1,4 @@
-"""Counts of the rows that training leaves out, exact over resumes, and how they read in one line."""
+"""Counts of the rows that training leaves out, exact over resumes."""
 
 from __future__ import annotations
 
@@ -42,17 +42,6 @@ class DroppedRows:
             else:
                 self._ahead.append((epoch, lane, number, dropped))
         return Counter(self._counts)
-
-
-def in_words(counts: Mapping[str, int]) -> str:
-    """Counts in one readable line, the largest first.
-
-    Example:
-        >>> in_words({"empty": 2, "overlong": 1200})
-        '1,200 overlong, 2 empty'
-    """
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {reason}" for reason, count in ordered)
 
 
 def _is_reached(epoch: int, lane: int, number: int, cursor: Cursor) -> bool:

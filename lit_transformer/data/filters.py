@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from lit_transformer.data.textfiles import CorpusError
@@ -78,3 +79,14 @@ class PairFilter:
         if self.max_chars_ratio is not None and long > self.max_chars_ratio * short:
             return "ratio"
         return "copy" if not self.allow_copies and pair.src == pair.tgt else None
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Counts in one readable line, the largest first.
+
+    Example:
+        >>> in_words({"empty": 2, "overlong": 1200})
+        '1,200 overlong, 2 empty'
+    """
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} {reason}" for reason, count in ordered)

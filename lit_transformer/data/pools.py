@@ -11,7 +11,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lit_transformer.data.batching import LengthLimits, Ragged, Rows, TokenBudgetBatches, collate
 from lit_transformer.data.corpus import ParallelCorpus
-from lit_transformer.data.filters import BadRowError, OnBadRow
+from lit_transformer.data.filters import BadRowError, OnBadRow, in_words
 from lit_transformer.data.mixing import Mixing, endless_rows
 from lit_transformer.data.textfiles import CorpusError, Row
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -131,11 +131,20 @@ class MixedRows:
             yield place, parts
 
     def pairs(self) -> Iterator[SentencePair]:
-        """The sentence pairs of one epoch that training can use, as raw text, lane by lane."""
+        """The sentence pairs of one epoch that training can use, as raw text, lane by lane.
+
+        Raises:
+            CorpusError: If there are none, or a row is no sentence pair and ``on_bad_row`` is ``"error"``.
+        """
+        dropped: Counter[str] = Counter()
+        found = False
         for lane in range(self.num_lanes):
-            for _, parts in self.pools(lane_start(), lane):
-                for part in parts:
-                    yield from self.read(part, Counter())
+            for part in (part for _, parts in self.pools(lane_start(), lane) for part in parts):
+                for pair in self.read(part, dropped):
+                    found = True
+                    yield pair
+        if not found:
+            raise CorpusError(f"no sentence pair is left for training, rows were left out: {in_words(dropped)}")
 
     def read(self, part: Part, dropped: Counter[str]) -> Iterator[SentencePair]:
         """The sentence pairs of some rows that training can use; the others are counted by reason.

@@ -74,7 +74,7 @@ def test_filter_and_tag_change_the_fingerprint(tmp_path):
 
 @pytest.mark.parametrize("tag", ["2de", "<2 de>", "<>", "<->", "</s>", "<pad>", "<0x41>", "<a><b>", ""])
 def test_a_tag_is_a_word_in_angle_brackets(tag):
-    with pytest.raises(ValueError, match="word in angle brackets"):
+    with pytest.raises(ValueError, match="tags must be words in angle brackets"):
         ParallelCorpus("a", src_tag=tag)
 
 

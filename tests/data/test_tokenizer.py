@@ -537,7 +537,7 @@ def test_tags_are_one_token_before_a_source_sentence_and_nowhere_else(tmp_path, 
 
 
 def test_tags_belong_to_the_recipe(tmp_path):
-    with pytest.raises(ValueError, match="a tag must be a word in angle brackets"):
+    with pytest.raises(ValueError, match="tags must be words in angle brackets"):
         SubwordTokenizer(tags=["de"])
     SubwordTokenizer(vocab_size=300).train_or_load(tmp_path / "tok.json", lambda: PAIRS, "data")
     tagged = SubwordTokenizer(vocab_size=300, tags=["<2de>"])
