@@ -82,6 +82,11 @@ def translate_parser() -> argparse.ArgumentParser:
         default=0.6,
         help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
+    parser.add_argument(
+        "--src_tag",
+        metavar="TAG",
+        help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
+    )
     parser.add_argument("--n_best", type=_positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
     parser.add_argument(
@@ -102,11 +107,23 @@ def translate(options: argparse.Namespace) -> None:
         options.checkpoint, search=_search(options), max_tokens=options.max_tokens, max_length=options.max_length
     ).to(_device(options.device))
     with ExitStack() as stack:
-        lines = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
+        given = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
+        lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(_output(options.output))
         quiet = bool(options.text) or out.isatty()
         for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet), 1):
             out.writelines(_line(number, one, options) for one in found)
+
+
+def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
+    """The lines with the tag before each that is not empty."""
+    if tag is None:
+        return lines
+    if tag not in known:
+        raise InputError(
+            f"--src_tag {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}"
+        )
+    return (f"{tag} {line}" if line.strip() else line for line in lines)
 
 
 def _search(options: argparse.Namespace) -> BeamSearch:

@@ -52,6 +52,7 @@ def write_bad_files(folder: Path) -> None:
         "lonely.en": b"a b\n",
         "table.csv": b"english,german\na b,b a\n",
         "numbers.jsonl": b'{"en": 7, "de": "b a"}\n',
+        "holes.jsonl": b'{"en": "a b", "de": "b a"}\n' * 3 + b'{"en": "a b"}\n',
         "half.jsonl": b'{"en": "a b", "de": "b a"}\n{"en": "a',
         "table.parquet": b"PAR1 but nothing more",
         "cut.en.gz": gzip.compress(good)[: len(good) // 8],
@@ -120,7 +121,20 @@ CASES = {
     "broken gzip": Case(f"{FIT} --data.train.path cut", ("cut.en.gz", "line", "cut off")),
     "invalid UTF-8": Case(f"{FIT} --data.train.path latin", ("latin.en", "line 2", "UTF-8")),
     "empty corpus": Case(f"{FIT} --data.train.path empty", ("empty",)),
-    "blank lines only": Case(f"{FIT} --data.train.path blank", ("no sentence pair is left",)),
+    "blank lines only": Case(f"{FIT} --data.train.path blank", ("no sentence pair is left", "2 empty")),
+    "bad row that is not to be skipped": Case(
+        f"{FIT} --data.train.path holes.jsonl --data.on_bad_row error", ("row 4", "holes.jsonl", "'de'", "on_bad_row")
+    ),
+    "no such way with bad rows": Case(
+        f"{FIT} --data.on_bad_row stop", ("on_bad_row", "'skip'", "'error'"), is_rare=True
+    ),
+    "weights for other corpora": Case(f"{FIT} --data.weights [1,2]", ("2 numbers", "1 training corpora"), is_rare=True),
+    "weights and temperature": Case(
+        f"{FIT} --data.weights [1] --data.temperature 2", ("weights", "temperature=2"), is_rare=True
+    ),
+    "tag that is none": Case(f"{FIT} --data.train.src_tag 2de", ("'2de'", "<2de>"), is_rare=True),
+    "tag that the model does not know": Case("translate run a --src_tag <2de>", ("<2de>", "it has none")),
+    "filter out of range": Case(f"{FIT} --data.train.filter.max_words 0", ("max_words", "0"), is_rare=True),
     "undefined variable": Case(f"{FIT} --data.train.path $NOT_SET_ANYWHERE/train", ("$NOT_SET_ANYWHERE", "not set")),
     "no train corpus": Case(f"{FIT} --data.train null", ("fit", "data.train")),
     "no test corpus": Case("test --config tiny.yaml --data.test null", ("test", "data.test"), is_rare=True),
@@ -258,6 +272,7 @@ MISSPELT = {
     "data: {trian: {path: train}}": "train",
     "data: {train: {pth: train}}": "path",
     "data: {train: [{path: train, max_row: 3}]}": "max_rows",
+    "data: {train: {path: train, filter: {max_word: 3}}}": "max_words",
     "trainer: {max_step: 3}": "trainer.max_steps",
     "trainer: {devics: 1}": "trainer.devices",
     "trainner: {devices: 1}": "trainer",
@@ -293,7 +308,7 @@ def test_a_misspelt_key_names_the_nearest_right_one(
 def test_a_hub_out_of_reach_gives_one_sentence(project: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
     finished = run_process(project, f"{FIT} --data.train.path nobody/nothing", HF_HUB_OFFLINE="1")
-    check_sentence(finished, ("nobody/nothing", "Hub"))
+    check_sentence(finished, ("nobody/nothing.en", "nobody/nothing.de", "no file or folder", "Hub"))
     check_nothing_written(project, before)
 
 

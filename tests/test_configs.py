@@ -68,11 +68,11 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, like in names.items():
         for lang in ("en", "de"):
             (tmp_path / "data" / f"{name}.{lang}").write_bytes((tmp_path / "data" / f"{like}.{lang}").read_bytes())
-    for path in re.findall(r"\$EN_KO/(\S+?),", ALL["data/en_ko.yaml"].read_text(encoding="utf-8")):
+    for path in re.findall(r"\$(?:EN_KO|FLORES)/(\S+?),", ALL["data/en_ko.yaml"].read_text(encoding="utf-8")):
         like = "train" if path.endswith("train") else "val"
         for lang, twin in (("en", "en"), ("ko", "de")):
             (tmp_path / "data" / f"{path}.{lang}").write_bytes((tmp_path / "data" / f"{like}.{twin}").read_bytes())
-    for variable in ("MULTI30K", "EN_KO"):
+    for variable in ("MULTI30K", "EN_KO", "FLORES"):
         monkeypatch.setenv(variable, str(tmp_path / "data"))
     return tmp_path
 
@@ -141,6 +141,16 @@ def test_data_from_files_says_which_variable_is_missing(
     finished = lit("fit", *configs("tiny.yaml", name), *SMALL)
     assert finished.status == 1
     assert f"${variable}, which is not set" in finished.err
+
+
+def test_english_korean_is_tested_on_text_of_its_own(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training runs without the folder of the test set, and the test set is none of the validation files."""
+    monkeypatch.delenv("FLORES")
+    (texts / "data" / "flores.dev.en").unlink()
+    finished = lit("fit", *configs("tiny.yaml", "data/en_ko.yaml"), *SMALL)
+    assert finished.status == 0, finished.err
+    data = yaml.safe_load(ALL["data/en_ko.yaml"].read_text(encoding="utf-8"))["data"]
+    assert data["test"] not in data["val"]
 
 
 def test_bfloat16_takes_a_training_step_on_a_cpu(texts: Path) -> None:

@@ -15,7 +15,7 @@ import yaml
 from command_line import lit
 
 import lit_transformer
-from lit_transformer import commands, nn, quickstart
+from lit_transformer import commands, curves, nn, quickstart
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
 
@@ -58,8 +58,8 @@ def test_every_command_parses(call: str, workplace: Path) -> None:
     assert name in COMMANDS
     if name in commands.COMMANDS:
         commands.COMMANDS[name][0]().parse_args(options)
-    elif name == "quickstart":
-        quickstart.quickstart_parser().parse_args(options)
+    elif name in ("quickstart", "curves"):
+        {"quickstart": quickstart.quickstart_parser, "curves": curves.curves_parser}[name]().parse_args(options)
     else:
         finished = lit(name, *options, "--print_config")
         assert finished.status == 0, finished.err

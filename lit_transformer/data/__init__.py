@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import ParallelCorpus, TeachingCorpus
+from lit_transformer.data.filters import BadRowError, PairFilter
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from lit_transformer.data.datamodule import TranslationDataModule
 
 __all__ = [
+    "BadRowError",
     "CorpusError",
     "LengthLimits",
+    "PairFilter",
     "ParallelCorpus",
     "SubwordTokenizer",
     "TeachingCorpus",

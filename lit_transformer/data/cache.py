@@ -26,6 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lit_transformer.data.batching import LengthLimits, Ragged, TokenBudgetBatches, reason_to_drop
 from lit_transformer.data.corpus import ParallelCorpus
+from lit_transformer.data.filters import OnBadRow
 from lit_transformer.data.pools import LaneEnd, Pool, PoolStream, lane_start, start_of
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -94,7 +95,12 @@ def open_cache(path: str, fingerprint: str) -> TokenCache:
     return TokenCache(path, fingerprint)
 
 
-def write_or_open_cache(path: str | Path, corpora: Sequence[ParallelCorpus], tokenizer: SubwordTokenizer) -> TokenCache:
+def write_or_open_cache(
+    path: str | Path,
+    corpora: Sequence[ParallelCorpus],
+    tokenizer: SubwordTokenizer,
+    on_bad_row: OnBadRow = "skip",
+) -> TokenCache:
     """Opens the cache of a text, after writing it if it is not there or holds other text.
 
     Of several processes that call this at once one writes, under a lock on ``<path>.lock``, while the others wait.
@@ -104,6 +110,7 @@ def write_or_open_cache(path: str | Path, corpora: Sequence[ParallelCorpus], tok
         path: The file.
         corpora: The text.
         tokenizer: Makes the ids.
+        on_bad_row: Whether rows that are no sentence pair are left out or stop the writing.
 
     Raises:
         CorpusError: If the text cannot be read, the file cannot be written, or a file of another kind stands there.
@@ -115,7 +122,7 @@ def write_or_open_cache(path: str | Path, corpora: Sequence[ParallelCorpus], tok
             with FileLock(f"{path}.lock"):
                 if (reason := _misfit(path, fingerprint)) is not None:
                     logger.info("writing the token cache %s, because %s", path, reason)
-                    _write(path, corpora, tokenizer, fingerprint)
+                    _write(path, _encoded(corpora, tokenizer, on_bad_row), corpora, tokenizer, fingerprint)
         except OSError as error:
             raise CorpusError(f"cannot write the token cache {path}: {error.strerror or error}") from error
     return open_cache(str(path), fingerprint)
@@ -138,6 +145,10 @@ class CachedSentences:
 
     def __init__(self, cache: TokenCache, side: str, rows: npt.NDArray[Any]) -> None:
         self.cache, self.side, self.rows = cache, side, rows
+
+    def __len__(self) -> int:
+        """Number of sentences."""
+        return len(self.rows)
 
     def pad(self, rows: Sequence[int]) -> Tensor:
         """The chosen sentences, padded on the right to the longest of them, ``(rows, longest)``."""
@@ -246,7 +257,13 @@ def _misfit(path: Path, fingerprint: str) -> str | None:
     return None if notes[b"lit_transformer.cache"] == fingerprint.encode() else "text or tokenizer are not the same"
 
 
-def _write(path: Path, corpora: Sequence[ParallelCorpus], tokenizer: SubwordTokenizer, fingerprint: str) -> None:
+def _write(
+    path: Path,
+    pools: Iterator[tuple[Ragged, Ragged, Counter[str]]],
+    corpora: Sequence[ParallelCorpus],
+    tokenizer: SubwordTokenizer,
+    fingerprint: str,
+) -> None:
     import pyarrow
 
     is_small = max(tokenizer.src_vocab_size, tokenizer.vocab_size) <= 1 << 16
@@ -257,7 +274,7 @@ def _write(path: Path, corpora: Sequence[ParallelCorpus], tokenizer: SubwordToke
     progress = _Progress(path, sum(corpus.approximate_rows() for corpus in corpora))
     try:
         with pyarrow.OSFile(str(draft), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
-            for src, tgt, dropped in _encoded(corpora, tokenizer):
+            for src, tgt, dropped in pools:
                 columns = [_list_array(side, sentences) for side in (src, tgt)]
                 notes = {"dropped": json.dumps(dropped)}
                 writer.write_batch(pyarrow.record_batch(columns, schema=schema), custom_metadata=notes)
@@ -271,12 +288,12 @@ def _write(path: Path, corpora: Sequence[ParallelCorpus], tokenizer: SubwordToke
 
 
 def _encoded(
-    corpora: Sequence[ParallelCorpus], tokenizer: SubwordTokenizer
+    corpora: Sequence[ParallelCorpus], tokenizer: SubwordTokenizer, on_bad_row: OnBadRow
 ) -> Iterator[tuple[Ragged, Ragged, Counter[str]]]:
     """All sentence pairs, corpus after corpus, whatever their lengths: limits apply when batches are made."""
     everything = TokenBudgetBatches(sys.maxsize), LengthLimits(sys.maxsize)
     for corpus in corpora:
-        yield from PoolStream([corpus], tokenizer, *everything).encoded()
+        yield from PoolStream([corpus], tokenizer, *everything, on_bad_row=on_bad_row).encoded()
 
 
 def _list_array(side: Ragged, kind: Any) -> Any:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
+from lit_transformer.data.filters import BadRowError, PairFilter
 from lit_transformer.data.network import is_address, persistent
 from lit_transformer.data.tables import DatasetRows
 from lit_transformer.data.textfiles import (
@@ -24,6 +25,7 @@ from lit_transformer.data.textfiles import (
     find_aligned,
 )
 from lit_transformer.interfaces import SentencePair
+from lit_transformer.vocabulary import check_tag
 
 __all__ = ["CorpusError", "ParallelCorpus", "TeachingCorpus"]
 
@@ -70,9 +72,13 @@ class ParallelCorpus:
         src_path: A text file with one source sentence in each line, instead of ``path``.
         tgt_path: The text file with their translations, line by line.
         max_rows: Read only so many rows; None reads all.
+        filter: Which pairs training leaves out of this corpus, such as ``{max_words: 100}``; None leaves out none.
+        src_tag: A token put before each source sentence, such as ``<2de>``, to tell a multilingual model the language
+            that it should write. The vocabulary keeps it in one piece.
 
     Raises:
-        ValueError: If both or neither of ``path`` and ``src_path`` are given, or ``max_rows`` is below 1.
+        ValueError: If both or neither of ``path`` and ``src_path`` are given, ``max_rows`` is below 1, or ``src_tag``
+            is not a word in angle brackets.
         CorpusError: When reading, if the text cannot be read.
 
     Example:
@@ -91,6 +97,8 @@ class ParallelCorpus:
         src_path: str | None = None,
         tgt_path: str | None = None,
         max_rows: int | None = None,
+        filter: PairFilter | None = None,
+        src_tag: str | None = None,
     ) -> None:
         if (path is None) == (src_path is None):
             raise ValueError("give either path or src_path, so that the corpus knows where its text is")
@@ -102,6 +110,7 @@ class ParallelCorpus:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.path, self.src, self.tgt, self.name, self.split = path, src, tgt, name, split
         self.src_path, self.tgt_path, self.max_rows = src_path, tgt_path, max_rows
+        self.filter, self.src_tag = filter, None if src_tag is None else check_tag(src_tag)
         self._source: Source | None = None
         self._fingerprint: str | None = None
         self._was_read = False
@@ -113,11 +122,28 @@ class ParallelCorpus:
             row: Column names and values; of text files the two lines, named by ``src`` and ``tgt``.
 
         Raises:
-            CorpusError: If a column is not there or does not hold text.
+            BadRowError: If a column is not there or does not hold text.
         """
         if self.src not in row and isinstance(row.get("translation"), dict):
             row = row["translation"]
         return SentencePair(self._text(row, self.src), "" if self.tgt is None else self._text(row, self.tgt))
+
+    def examine(self, row: Row) -> SentencePair | str:
+        """A row as training takes it: the sentence pair with its tag, or in a word why it is left out.
+
+        Args:
+            row: Column names and values.
+
+        Raises:
+            BadRowError: If the row is no sentence pair: a column is missing, does not hold text, or is empty.
+        """
+        pair = self.read_row(row)
+        if pair is None:
+            return "rejected"
+        if not pair.src.strip() or not pair.tgt.strip():
+            raise BadRowError(f"{self} has an empty side: source {pair.src!r:.60}, target {pair.tgt!r:.60}", "empty")
+        reason = None if self.filter is None else self.filter.verdict(pair)
+        return reason or self._tagged(pair)
 
     def rows(
         self, state: State | None = None, size: int = CHUNK_ROWS, lane: int = 0, num_lanes: int = 1
@@ -171,15 +197,25 @@ class ParallelCorpus:
             raise CorpusError(f"{self} is empty: expected at least one row")
 
     def __iter__(self) -> Iterator[SentencePair]:
-        """Every sentence pair, in order, from the start."""
+        """Every sentence pair, in order, from the start; nothing is filtered."""
         for rows, _ in self.rows():
-            yield from filter(None, map(self.read_row, rows))
+            yield from map(self._tagged, filter(None, map(self.read_row, rows)))
 
     def fingerprint(self) -> str:
         """A hash that changes when the text or the way to read it changes, and not when files are copied."""
         if self._fingerprint is None:
-            content = [type(self).__qualname__, self.src, self.tgt, self.max_rows, self._opened().fingerprint()]
-            self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+            content: list[Any] = [
+                type(self).__qualname__,
+                self.src,
+                self.tgt,
+                self.max_rows,
+                self._opened().fingerprint(),
+            ]
+            if self.filter is not None or self.src_tag is not None:
+                content.append(
+                    [self.src_tag, type(self.filter).__qualname__, vars(self.filter) if self.filter else None]
+                )
+            self._fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
         return self._fingerprint
 
     def approximate_rows(self) -> int:
@@ -219,18 +255,27 @@ class ParallelCorpus:
     def _table(self, path: str) -> DatasetRows:
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
             return DatasetRows.from_files(path, self.split)
-        if os.path.isdir(path) or _HUB_NAME.fullmatch(path):
+        if os.path.isdir(path):
             return DatasetRows(path, self.name, self.split)
-        raise CorpusError(f"{path} is no file, folder or Hub dataset, nor are there {path}.{self.src} and .{self.tgt}")
+        endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)
+        not_found = f"no {endings} (plain or compressed), no file or folder {path}"
+        if _HUB_NAME.fullmatch(path):
+            return DatasetRows(path, self.name, self.split, not_found=not_found)
+        raise CorpusError(f"there is {not_found}, and this cannot be the name of a Hub dataset")
+
+    def _tagged(self, pair: SentencePair) -> SentencePair:
+        return pair if self.src_tag is None else SentencePair(f"{self.src_tag} {pair.src}", pair.tgt)
 
     def _text(self, row: Row, column: str) -> str:
         if column not in row:
             near = difflib.get_close_matches(column, map(str, row), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise CorpusError(f"{self} has no column {column!r}, there are {', '.join(map(str, row))}{hint}")
+            message = f"{self} has no column {column!r}, there are {', '.join(map(str, row))}{hint}"
+            raise BadRowError(message, "missing column")
         value = row[column]
         if value is not None and not isinstance(value, str):
-            raise CorpusError(f"column {column!r} of {self} holds {type(value).__name__}, expected text: {value!r:.60}")
+            message = f"column {column!r} of {self} holds {type(value).__name__}, expected text: {value!r:.60}"
+            raise BadRowError(message, "not text")
         return value or ""
 
 

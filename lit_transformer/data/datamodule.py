@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.cache import CachedPools, TokenCache, write_or_open_cache
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
+from lit_transformer.data.filters import OnBadRow, in_words
+from lit_transformer.data.mixing import Mixing
 from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.stream import TrainingBatches, joined
@@ -30,8 +34,10 @@ logger = logging.getLogger(__name__)
 class TranslationDataModule(L.LightningDataModule):
     """Streams sentence pairs as batches of token ids, and resumes exactly where a checkpoint was written.
 
-    Several training corpora are mixed in proportion to their sizes; each sentence comes once in an epoch. Rows are
-    read in pools; a pool is turned into ids, sorted by length, cut by the token budget and shuffled, all decided by
+    Several training corpora are mixed in proportion to their sizes; each sentence comes once in an epoch. With
+    ``weights`` or ``temperature`` small corpora get a larger share: a corpus that is over begins again, and an epoch is
+    over when all corpora have been read to their ends, so that each sentence comes at least once. Rows are read in
+    pools; a pool is turned into ids, sorted by length, cut by the token budget and shuffled, all decided by
     ``seed``. With ``trainer.max_steps`` alone the stream is endless; with ``max_epochs`` an epoch is one pass.
     Every process makes the same steps on its own share, and validation, test and prediction see each sentence once.
 
@@ -57,6 +63,14 @@ class TranslationDataModule(L.LightningDataModule):
         max_length: Longest sentence in tokens with EOS. Longer ones are dropped from training, cut elsewhere.
         max_length_ratio: Largest ratio of the two lengths of a training pair; None allows any.
         pool_size: Rows that are sorted and shuffled together. More means less padding and more memory.
+        weights: Share of each training corpus, relative to the others, in the order of ``train``: ``[3, 1]`` draws
+            three rows from the first for each from the second.
+        temperature: Draws from a training corpus in proportion to ``size ** (1 / temperature)``: 1 keeps to the sizes
+            and gives each sentence once in an epoch, 2 to 5 helps small corpora, and very large ones make all shares
+            the same.
+        on_bad_row: What to do with a training row without one of the columns, with something else than text in it, or
+            with an empty side: ``skip`` counts it and goes on, ``error`` stops and names it. A corpus whose first row
+            has not the right columns is refused in any case, and validation, test and prediction never skip.
         num_lanes: Parts that the training text is dealt to; batches come from all of them in turn. Set it to the
             number of processes, or a multiple of that, to let each process read and tokenise its own part only. It
             decides the order of the batches, so runs that shall be the same on 1 and on 8 processes need the same
@@ -67,10 +81,6 @@ class TranslationDataModule(L.LightningDataModule):
         num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
-
-    Attributes:
-        dropped: Number of training rows left out since the start of this run, by reason: ``rejected`` by
-            ``read_row``, ``empty``, ``overlong`` or ``ratio``.
 
     Raises:
         ValueError: If an argument is out of range, or the sizes of ``tokenizer`` differ from those given.
@@ -91,6 +101,9 @@ class TranslationDataModule(L.LightningDataModule):
         eval_max_tokens: int = 4096,
         max_length: int = 256,
         max_length_ratio: float | None = None,
+        weights: list[float] | None = None,
+        temperature: float = 1.0,
+        on_bad_row: OnBadRow = "skip",
         pool_size: int = 32_000,
         num_lanes: int = 1,
         cache_path: str | None = None,
@@ -106,6 +119,7 @@ class TranslationDataModule(L.LightningDataModule):
         self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
+        self.mixing, self.on_bad_row = Mixing(weights, temperature), on_bad_row
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
         self.cache_path, self.shuffle, self.seed = cache_path, shuffle, seed
         self._check_numbers()
@@ -114,7 +128,16 @@ class TranslationDataModule(L.LightningDataModule):
         self._tokenizer = self._with_sizes(tokenizer or SubwordTokenizer())
         self._check_sizes(self._tokenizer)
         self.cursor: Cursor = start_of(0, num_lanes)
-        self.dropped: Counter[str] = Counter()
+        self._dropped = DroppedRows()
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Training rows left out so far, by reason, each time that they come; a resumed run goes on counting.
+
+        The reasons are ``missing column``, ``not text``, ``empty``, ``rejected`` by ``read_row``, ``overlong``,
+        ``ratio`` and those of the filters of the corpora. A process counts the rows of its own lanes.
+        """
+        return self._dropped.up_to(self.cursor)
 
     @property
     def tokenizer(self) -> SubwordTokenizer:
@@ -143,7 +166,7 @@ class TranslationDataModule(L.LightningDataModule):
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
         self._load_tokenizer()
         if stage == "fit":
-            self.cursor, self.dropped = start_of(0, self.num_lanes), Counter()
+            self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
             trainer: Any = self._trainer  # Lightning does not annotate these attributes
             others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
             trainer.callbacks = [StreamPosition(self), *others]
@@ -180,8 +203,10 @@ class TranslationDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the training stream, what it depends on, and the tokenizer; plain data."""
+        cursor, dropped = self._of_all_lanes()
         return {
-            "cursor": self._whole_cursor(),
+            "cursor": cursor,
+            "dropped": dict(dropped),
             "stream": self._stream_settings(),
             "tokenizer": self.tokenizer.to_state(),
         }
@@ -195,7 +220,7 @@ class TranslationDataModule(L.LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_stream(state["stream"])
-            self.cursor = state["cursor"]
+            self.cursor, self._dropped = state["cursor"], DroppedRows(state.get("dropped"))
         self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
@@ -210,15 +235,15 @@ class TranslationDataModule(L.LightningDataModule):
         corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
-            return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes)
+            return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes, self.mixing, self.on_bad_row)
         pools = CachedPools(self._cache(self.cache_path), *settings)
         if pools.dropped:
-            logger.info("%s: dropped %s sentence pairs", self.cache_path, _listed_counts(pools.dropped))
-        self.dropped = Counter(pools.dropped)
+            logger.info("%s: left out %s of each epoch", self.cache_path, in_words(pools.dropped))
+        self._dropped = DroppedRows(pools.dropped)
         return pools
 
     def _cache(self, path: str) -> TokenCache:
-        return write_or_open_cache(path, self._need("train"), self.tokenizer)
+        return write_or_open_cache(path, self._need("train"), self.tokenizer, self.on_bad_row)
 
     def _start(self) -> Cursor:
         overfit = self._trainer.overfit_batches  # type: ignore[attr-defined]
@@ -230,17 +255,27 @@ class TranslationDataModule(L.LightningDataModule):
         largest = strategy.reduce(torch.tensor(numbers, device=strategy.root_device), reduce_op="max")
         return [int(number) for number in largest.tolist()]
 
-    def _whole_cursor(self) -> Cursor:
-        """The cursor with the places of all lanes, also those that only other processes know."""
-        if None not in self.cursor["lanes"]:
-            return self.cursor
+    def _of_all_lanes(self) -> tuple[Cursor, Counter[str]]:
+        """The cursor and the dropped rows of all lanes, also of those that only other processes know."""
+        groups = 1 if self.trainer is None else gcd(self.num_lanes, self.trainer.world_size)
+        if groups == 1:
+            return self.cursor, self.dropped
         parts: list[Any] = [None] * self._trainer.world_size
-        torch.distributed.all_gather_object(parts, self.cursor)
-        return joined(parts)
+        torch.distributed.all_gather_object(parts, (self.cursor, self.dropped))
+        restored = self._dropped.restored  # known to all; beyond it the first processes have all lanes once
+        dropped = sum((counts - restored for _, counts in parts[:groups]), restored)
+        return joined([cursor for cursor, _ in parts]), dropped
 
     def _need(self, part: str) -> list[ParallelCorpus]:
         if not self.corpora[part]:
             raise MisconfigurationException(f"no {part} corpus is given: set {part} of the data module")
+        for corpus in self.corpora[part]:
+            if corpus.src_tag is not None and corpus.src_tag not in self.tokenizer.tags:
+                known = ", ".join(self.tokenizer.tags) or "none"
+                raise CorpusError(
+                    f"{corpus} has src_tag={corpus.src_tag}, which is none of the tags of the vocabulary ({known}): "
+                    "take one of them, or train a tokenizer that has it"
+                )
         return self.corpora[part]
 
     def _evaluation(self, part: str) -> EvaluationBatches:
@@ -260,16 +295,18 @@ class TranslationDataModule(L.LightningDataModule):
         )
 
     def _count(self, pool: Pool) -> None:
-        self.dropped.update(pool.dropped)
+        total = self._dropped.begin(pool, self.cursor)
         if pool.dropped:
-            reasons = _listed_counts(pool.dropped)
             lane = f"lane {pool.lane}, " if self.num_lanes > 1 else ""
-            message = "epoch %d, %spool %d: dropped %s sentence pairs"
-            logger.info(message, pool.epoch, lane, pool.place["pool"], reasons)
+            number, rows = pool.dropped.total(), pool.dropped.total() + len(pool.src)
+            message = "epoch %d, %spool %d: left out %s of %s rows; so far %s"
+            logger.info(message, pool.epoch, lane, pool.place["pool"], f"{number:,}", f"{rows:,}", in_words(total))
 
     def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-        """The recipe with the sizes of the data module, where it does not set its own."""
+        """The recipe with the sizes of the data module, where it does not set its own, and the tags of the corpora."""
         recipe = dict(tokenizer.recipe)
+        tags = [*recipe["tags"], *(corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag)]
+        recipe["tags"] = list(dict.fromkeys(tags))
         if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
             recipe["vocab_size"] = self.vocab_size
         if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
@@ -280,10 +317,15 @@ class TranslationDataModule(L.LightningDataModule):
         for name in ("max_tokens", "eval_max_tokens", "pool_size", "num_lanes", "tokenizer_max_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        given, needed = len(self.mixing.weights or []), len(self.corpora["train"])
+        if given and needed and given != needed:
+            raise ValueError(f"weights has {given} numbers for {needed} training corpora: give one for each")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
         if self.cache_path is not None and self.num_lanes > 1:
             raise ValueError(f"num_lanes={self.num_lanes} is for streams; with cache_path leave it out")
+        if self.cache_path is not None and self.mixing.repeats:
+            raise ValueError("weights and temperature are for streams: a cache has each sentence once an epoch")
         if self.limits.max_length > self.eval_max_tokens:
             raise ValueError(
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
@@ -319,10 +361,12 @@ class TranslationDataModule(L.LightningDataModule):
         self._tokenizer = found
 
     def _training_pairs(self) -> Iterable[SentencePair]:
-        return islice(MixedRows(self.corpora["train"], self.pool_size).pairs(), self.tokenizer_max_pairs)
+        rows = MixedRows(self.corpora["train"], self.pool_size, mixing=self.mixing, on_bad_row=self.on_bad_row)
+        return islice(rows.pairs(), self.tokenizer_max_pairs)
 
     def _text_fingerprint(self) -> str:
         content = [corpus.fingerprint() for corpus in self.corpora["train"]] + [str(self.tokenizer_max_pairs)]
+        content += [str(vars(self.mixing))] if self.mixing.repeats else []
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
 
     def _adopt(self, saved: SubwordTokenizer) -> None:
@@ -343,6 +387,8 @@ class TranslationDataModule(L.LightningDataModule):
             "max_tokens": self.max_tokens,
             "max_length": self.limits.max_length,
             "max_length_ratio": self.limits.max_length_ratio,
+            "weights": self.mixing.weights,
+            "temperature": self.mixing.temperature if self.mixing.repeats else None,
             "shuffle": self.shuffle,
             "seed": self.seed,
         }
@@ -362,10 +408,6 @@ class TranslationDataModule(L.LightningDataModule):
                 f"the checkpoint cannot be resumed because its place in the training stream is lost: "
                 f"{'; '.join(changed)}; restore the old setting or start a new run"
             )
-
-
-def _listed_counts(dropped: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -19,6 +19,8 @@ from lit_transformer.data.batching import (
     reason_to_drop,
 )
 from lit_transformer.data.corpus import ParallelCorpus
+from lit_transformer.data.filters import BadRowError, OnBadRow, in_words
+from lit_transformer.data.mixing import Mixing, endless_rows
 from lit_transformer.data.textfiles import CorpusError, Row
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import SentencePair, TranslationBatch
@@ -80,58 +82,134 @@ class LaneEnd:
     lane: int
 
 
-class MixedRows:
-    """Rows of several corpora, mixed in proportion to their sizes, each row once, dealt to lanes.
+class Part(NamedTuple):
+    """Some rows of one corpus.
 
-    The next chunk of a lane comes from the corpus that has got least far, which needs no random numbers: the order
-    is the same on every process and after every resume.
+    Args:
+        corpus: Number of the corpus.
+        rows: The rows.
+        first: Number of the first of them, from 1.
+        lane: The lane in which that number counts; None if it counts in the whole corpus.
+    """
+
+    corpus: int
+    rows: list[Row]
+    first: int
+    lane: int | None
+
+
+class MixedRows:
+    """Rows of several corpora, mixed, dealt to lanes.
+
+    The next chunk of a lane comes from the corpus that has got least far, compared to its share, which needs no random
+    numbers: the order is the same on every process and after every resume. No corpus is ever ahead of its share by
+    more than one chunk.
 
     Args:
         corpora: The corpora to mix.
         pool_size: Rows in a pool, rounded up to whole chunks.
         num_lanes: Lanes that the rows are dealt to.
+        mixing: The proportions. By default those of the sizes, and each row once.
+        on_bad_row: Whether rows that are no sentence pair are left out or stop the run.
     """
 
-    def __init__(self, corpora: Sequence[ParallelCorpus], pool_size: int, num_lanes: int = 1) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[ParallelCorpus],
+        pool_size: int,
+        num_lanes: int = 1,
+        mixing: Mixing | None = None,
+        on_bad_row: OnBadRow = "skip",
+    ) -> None:
         self.corpora, self.pool_size, self.num_lanes = list(corpora), pool_size, num_lanes
+        self.mixing, self.on_bad_row = mixing or Mixing(), on_bad_row
         self.chunk = min(pool_size, _CHUNK_ROWS if num_lanes == 1 else _LANE_CHUNK_ROWS)
-        self._sizes: list[int] | None = None
+        self._shares: list[float] | None = None
 
-    def pools(self, place: Place, lane: int = 0) -> Iterator[tuple[Place, list[tuple[int, list[Row]]]]]:
-        """From ``place`` to the end of a lane: where a pool begins, and its rows with their corpus' number."""
+    def pools(self, place: Place, lane: int = 0) -> Iterator[tuple[Place, list[Part]]]:
+        """From ``place`` to the end of a lane: where a pool begins, and its rows."""
         place = {**place, "batch": 0}
-        parts: list[tuple[int, list[Row]]] = []
-        for number, rows, sources in self._chunks(place["sources"], lane):
-            parts.append((number, rows))
-            if sum(len(rows) for _, rows in parts) >= self.pool_size:
+        parts: list[Part] = []
+        for part, sources in self._chunks(place["sources"], lane):
+            parts.append(part)
+            if sum(len(part.rows) for part in parts) >= self.pool_size:
                 yield place, parts
                 place, parts = {**place, "pool": place["pool"] + 1, "sources": sources}, []
         if parts:
             yield place, parts
 
     def pairs(self) -> Iterator[SentencePair]:
-        """The sentence pairs of one epoch, as raw text, lane by lane."""
-        for lane in range(self.num_lanes):
-            for _, parts in self.pools(lane_start(), lane):
-                for number, rows in parts:
-                    yield from filter(None, map(self.corpora[number].read_row, rows))
+        """The sentence pairs of one epoch that training can use, as raw text, lane by lane.
 
-    def _chunks(self, sources: list[Any] | None, lane: int) -> Iterator[tuple[int, list[Row], list[Any]]]:
+        Raises:
+            CorpusError: If there are none, or a row is no sentence pair and ``on_bad_row`` is ``"error"``.
+        """
+        dropped: Counter[str] = Counter()
+        found = False
+        for lane in range(self.num_lanes):
+            for part in (part for _, parts in self.pools(lane_start(), lane) for part in parts):
+                for pair in self.read(part, dropped):
+                    found = True
+                    yield pair
+        if not found:
+            raise CorpusError(f"no sentence pair is left for training, rows were left out: {in_words(dropped)}")
+
+    def read(self, part: Part, dropped: Counter[str]) -> Iterator[SentencePair]:
+        """The sentence pairs of some rows that training can use; the others are counted by reason.
+
+        Raises:
+            CorpusError: If a row is no sentence pair and ``on_bad_row`` is ``"error"``.
+        """
+        corpus = self.corpora[part.corpus]
+        for number, row in enumerate(part.rows, part.first):
+            try:
+                found = corpus.examine(row)
+            except BadRowError as error:
+                if self.on_bad_row == "error":
+                    place = f"row {number}" if part.lane is None else f"row {number} of lane {part.lane}"
+                    raise CorpusError(f"{place} cannot be used: {error}; on_bad_row: skip leaves it out") from error
+                found = error.reason
+            if isinstance(found, str):
+                dropped[found] += 1
+            else:
+                yield found
+
+    def _chunks(self, sources: list[Any] | None, lane: int) -> Iterator[tuple[Part, list[Any]]]:
         places = list(sources) if sources else [None] * len(self.corpora)  # "end" stands for a finished corpus
-        streams = [corpus.rows(place, self.chunk, lane, self.num_lanes) if place != "end" else iter(())
-                   for corpus, place in zip(self.corpora, places, strict=True)]  # fmt: skip
-        while open_ones := [number for number, place in enumerate(places) if place != "end"]:
+        streams = [self._rows(corpus, place, lane) for corpus, place in zip(self.corpora, places, strict=True)]
+        while open_ones := self._open(places):
             number = min(open_ones, key=lambda number: (self._progress(number, places[number]), number))
+            is_first = lane == 0 and places[number] is None
             rows, places[number] = next(streams[number], ([], "end"))
+            if rows and is_first:
+                self.corpora[number].read_row(rows[0])  # if even the first row is bad, the setting is, not the row
             if rows:
-                yield number, rows, list(places)
+                yield self._part(number, rows, places[number], lane), list(places)
+
+    def _rows(self, corpus: ParallelCorpus, place: Any, lane: int) -> Iterator[tuple[list[Row], Any]]:
+        if place == "end":
+            return iter(())
+        settings = (place, self.chunk, lane, self.num_lanes)
+        return endless_rows(corpus, *settings) if self.mixing.repeats else corpus.rows(*settings)
+
+    def _open(self, places: list[Any]) -> list[int]:
+        """The corpora that the next chunk may come from; none at the end of an epoch."""
+        if not self.mixing.repeats:
+            return [number for number, place in enumerate(places) if place != "end"]
+        is_over = all(place is not None and place["pass"] > 0 for place in places)
+        return [] if is_over else list(range(len(places)))
+
+    def _part(self, number: int, rows: list[Row], place: Any, lane: int) -> Part:
+        at = place["at"] if self.mixing.repeats else place
+        last = at.get("seen") or (at.get("inner") or {}).get("line")  # what a lane of whole shards cannot know
+        return Part(number, rows, (last or at["row"]) - len(rows) + 1, None if last else lane)
 
     def _progress(self, number: int, place: Any) -> float:
         if len(self.corpora) == 1:
             return 0.0
-        if self._sizes is None:
-            self._sizes = [corpus.approximate_rows() for corpus in self.corpora]
-        return float((place["row"] if place else 0) / self._sizes[number])
+        if self._shares is None:
+            self._shares = self.mixing.shares(self.corpora)
+        return float((place["row"] if place else 0) / self._shares[number])
 
 
 class PoolStream(IterableDataset[Any]):
@@ -142,7 +220,7 @@ class PoolStream(IterableDataset[Any]):
     handed on as the last item: raised in a worker, an error would arrive with the worker's traceback as its message.
 
     Args:
-        corpora: What to read, mixed in proportion.
+        corpora: What to read.
         tokenizer: Makes the ids.
         batches: Cuts a pool.
         limits: What to leave out.
@@ -150,6 +228,8 @@ class PoolStream(IterableDataset[Any]):
         seed: Decides every shuffle, together with epoch and pool number.
         repeat: Whether the next epoch follows by itself.
         num_lanes: Lanes that the corpora are dealt to.
+        mixing: The proportions of the corpora.
+        on_bad_row: Whether rows that are no sentence pair are left out or stop the run.
 
     Attributes:
         start: Where to begin.
@@ -166,9 +246,11 @@ class PoolStream(IterableDataset[Any]):
         seed: int = 1,
         repeat: bool = False,
         num_lanes: int = 1,
+        mixing: Mixing | None = None,
+        on_bad_row: OnBadRow = "skip",
     ) -> None:
         super().__init__()
-        self.rows = MixedRows(corpora, pool_size, num_lanes)
+        self.rows = MixedRows(corpora, pool_size, num_lanes, mixing, on_bad_row)
         self.tokenizer, self.batches, self.limits = tokenizer, batches, limits
         self.seed, self.repeat, self.num_lanes = seed, repeat, num_lanes
         self.start = start_of(0, num_lanes)
@@ -208,7 +290,7 @@ class PoolStream(IterableDataset[Any]):
                 return
             epoch, places = epoch + 1, start_of(0, self.num_lanes)["lanes"]
 
-    def _pool(self, epoch: int, lane: int, place: Place, parts: list[tuple[int, list[Row]]]) -> Pool:
+    def _pool(self, epoch: int, lane: int, place: Place, parts: list[Part]) -> Pool:
         number = lane, place["pool"]  # the same rows in every epoch: only their order changes
         if number in self._kept:
             src, tgt, dropped = self._kept[number]
@@ -221,17 +303,9 @@ class PoolStream(IterableDataset[Any]):
         batches = self.batches(src.lengths.tolist(), (tgt.lengths - 1).tolist(), seed)
         return Pool(epoch, lane, place, src, tgt, batches, dropped)
 
-    def _encode(self, parts: list[tuple[int, list[Row]]]) -> tuple[Ragged, Ragged, Counter[str]]:
+    def _encode(self, parts: list[Part]) -> tuple[Ragged, Ragged, Counter[str]]:
         dropped: Counter[str] = Counter()
-        pairs: list[SentencePair] = []
-        for number, rows in parts:
-            for pair in map(self.rows.corpora[number].read_row, rows):
-                if pair is None:
-                    dropped["rejected"] += 1
-                elif not pair.src.strip() or not pair.tgt.strip():
-                    dropped["empty"] += 1
-                else:
-                    pairs.append(pair)
+        pairs = [pair for part in parts for pair in self.rows.read(part, dropped)]
         src = self.tokenizer.encode_src([pair.src for pair in pairs])
         tgt = self.tokenizer.encode_tgt([pair.tgt for pair in pairs])
         kept = [row for row in range(len(pairs)) if self._keeps(len(src[row]), len(tgt[row]) - 1, dropped)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Protocol
 
 import lightning as L
@@ -16,6 +17,9 @@ from lit_transformer.interfaces import TranslationBatch
 class _Streaming(Protocol):
     seed: int
     cursor: Cursor
+
+    @property
+    def dropped(self) -> Counter[str]: ...
 
 
 class StreamPosition(Callback):
@@ -54,10 +58,13 @@ class StreamPosition(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
     ) -> None:
-        """Takes over the place that the batch carries, if it completes an optimizer step."""
+        """Takes over the place that the batch carries, if it completes an optimizer step; logs the rows left out."""
         if batch.cursor is not None and trainer.global_step != self._done[0]:
             self._data.cursor = batch.cursor
             self._note(trainer)
+        dropped = self._data.dropped.total()
+        if dropped:
+            pl_module.log("train/dropped_rows", float(dropped), batch_size=1)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remembers that checkpoints written from now on may hold half a step."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lit_transformer.interfaces import InputError
-from lit_transformer.vocabulary import SPECIAL_TOKENS, UNK_ID
+from lit_transformer.vocabulary import SPECIAL_TOKENS, UNK_ID, check_tag
 
 ModelName = Literal["bpe", "unigram", "wordpiece", "word"]
 
@@ -46,6 +46,7 @@ def check_recipe(
     min_frequency: int,
     character_coverage: float,
     byte_fallback: bool,
+    tags: Sequence[str],
 ) -> None:
     """Raises ValueError unless the arguments of ``SubwordTokenizer`` are in range and fit together."""
     if model not in get_args(ModelName):
@@ -55,10 +56,10 @@ def check_recipe(
             f"src_vocab_size={src_vocab_size} differs from vocab_size={vocab_size}, but the vocabulary is shared: "
             "leave it out, or set joint to false"
         )
-    least = len(_reserved(model, byte_fallback)) + 1
+    least = len(_reserved(model, byte_fallback)) + len(set(map(check_tag, tags))) + 1
     for name, size in (("vocab_size", vocab_size), ("src_vocab_size", src_vocab_size)):
         if size is not None and size < least:
-            raise ValueError(f"{name} must be at least {least} (special tokens, bytes and one piece), got {size}")
+            raise ValueError(f"{name} must be at least {least} (special tokens, bytes, tags and one piece), got {size}")
     if min_frequency < 1:
         raise ValueError(f"min_frequency must be at least 1, got {min_frequency}")
     if not 0.0 < character_coverage <= 1.0:
@@ -72,16 +73,17 @@ def learn(
     min_frequency: int,
     character_coverage: float,
     byte_fallback: bool,
+    tags: Sequence[str] = (),
 ) -> Tokenizer:
     """Learns a vocabulary of at most ``vocab_size`` ids from one pass over normalised sentences.
 
-    The ids are special tokens, bytes, characters in code point order, then pieces, best first. The arguments are those
-    of ``SubwordTokenizer``.
+    The ids are special tokens, bytes, tags, characters in code point order, then pieces, best first. The arguments are
+    those of ``SubwordTokenizer``.
 
     Raises:
         ValueError: If there is no text, or Unigram has fewer ids than the text has characters.
     """
-    first = _reserved(model, byte_fallback)
+    first = [*_reserved(model, byte_fallback), *tags]
     room = vocab_size - len(first)
     characters: Counter[str] = Counter()
 
@@ -103,7 +105,7 @@ def learn(
     if not characters:
         raise InputError("cannot learn a vocabulary: the corpus gave no sentence pairs")
     if model != "word":
-        has_bytes = len(first) > len(SPECIAL_TOKENS)
+        has_bytes = len(_reserved(model, byte_fallback)) > len(SPECIAL_TOKENS)
         first += _frequent(characters, character_coverage if has_bytes else 1.0, room)
     learned = json.loads(learner.to_str())["model"]
     return _assembled(_model(model, learned, first, vocab_size, byte_fallback))

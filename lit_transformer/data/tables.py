@@ -36,6 +36,7 @@ class DatasetRows:
         options: Further options of the builder.
         lane: Read only every ``num_lanes``-th shard (file or parquet row group), beginning with number ``lane``.
         num_lanes: Lanes that share the shards.
+        not_found: What was looked for on this machine before ``path`` was taken for a Hub name, for messages.
     """
 
     def __init__(
@@ -47,8 +48,10 @@ class DatasetRows:
         options: dict[str, Any] | None = None,
         lane: int = 0,
         num_lanes: int = 1,
+        not_found: str = "",
     ) -> None:
         self.path, self.name, self.split, self.files, self.options = path, name, split, files, options or {}
+        self.not_found = not_found
         self._lane = lane, num_lanes
         self._num_shards: dict[int, int] = {}  # by number of lanes
 
@@ -100,7 +103,8 @@ class DatasetRows:
         num_shards = self._num_shards[num_lanes]
         if num_shards % num_lanes and num_shards < _SHARDS_PER_LANE * num_lanes:
             return None
-        return DatasetRows(self.path, self.name, self.split, self.files, self.options, lane, num_lanes)
+        settings = (self.path, self.name, self.split, self.files, self.options)
+        return DatasetRows(*settings, lane, num_lanes, self.not_found)
 
     def fingerprint(self) -> list[Any]:
         """Names, sizes and ends of the files; of a Hub dataset its name and revision."""
@@ -136,7 +140,7 @@ class DatasetRows:
         except Exception as error:  # the Hub client raises errors of several network libraries
             if isinstance(error, FileNotFoundError):  # what `datasets` says of any address that does not answer
                 error = _unreachable(self.files or []) or error
-            raise CorpusError(f"cannot open {self._label()}: {_first_line(error)}{self._hint(error)}") from error
+            raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
 
     def _label(self) -> str:
         if self.files:
@@ -144,12 +148,12 @@ class DatasetRows:
         kind = "folder" if os.path.isdir(self.path) else "Hub dataset"
         return f"the {kind} {self.path}" + (f" ({self.name})" if self.name else "") + f", split {self.split!r}"
 
-    def _hint(self, error: Exception) -> str:
-        if self.files or os.path.isdir(self.path):
-            return ""
-        if isinstance(error, OSError) or "connect" in str(error).lower():
-            return " (there is no local file of this name either, and no network or no such dataset)"
-        return ""
+    def _failure(self, error: Exception) -> str:
+        """What could not be opened; a name that the Hub does not know may have been meant for a file."""
+        is_missing = isinstance(error, OSError) or "connect" in str(error).lower()
+        if self.not_found and is_missing and not self.name and "@" not in self.path:
+            return f"there is {self.not_found}, and the Hub has no dataset of this name or cannot be reached"
+        return f"cannot open {self._label()}"
 
 
 def _finely_cut(dataset: Any, num_lanes: int) -> Any:

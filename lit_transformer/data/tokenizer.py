@@ -32,10 +32,11 @@ class SubwordTokenizer:
 
     Text is brought to Unicode form NFC and cut into words that keep the space before them, so that decoding is
     joining. PAD, UNK, BOS and EOS have their fixed ids, and no text can produce them: a typed ``</s>`` is five
-    ordinary characters. ``"bpe"`` and ``"unigram"`` spell characters that they did not learn as bytes, hence
-    ``decode(encode(text))`` is the NFC form of any text (of its lower case with ``lowercase``). ``"wordpiece"``
-    loses a word with a character never seen in training, or of more than 200 characters, and ``"word"`` loses
-    every word outside its vocabulary: both become ``<unk>``; all else, spaces included, comes back as it was.
+    ordinary characters, and so is a tag anywhere but before a source sentence. ``"bpe"`` and ``"unigram"`` spell
+    characters that they did not learn as bytes, hence ``decode(encode(text))`` is the NFC form of any text (of its
+    lower case with ``lowercase``). ``"wordpiece"`` loses a word with a character never seen in training, or of more
+    than 200 characters, and ``"word"`` loses every word outside its vocabulary: both become ``<unk>``; all else,
+    spaces included, comes back as it was.
 
     Training twice on the same data gives the same vocabulary. (Unigram adds up in threads, so its scores are rounded;
     two pieces equal to the last digit could still be chosen between by chance.)
@@ -56,6 +57,8 @@ class SubwordTokenizer:
             own; the rarest rest is spelled in bytes. Without bytes, all characters get one as far as there is room.
         byte_fallback: Whether 256 ids are kept for bytes; without them, characters not learned become UNK. Only
             ``"bpe"`` and ``"unigram"`` can do that.
+        tags: Tokens such as ``<2de>`` that may stand before a source sentence, one piece each. The data module adds the
+            ``src_tag`` of its training corpora.
 
     Raises:
         ValueError: If an argument is out of range, or ``src_vocab_size`` differs from a joint ``vocab_size``.
@@ -83,7 +86,9 @@ class SubwordTokenizer:
         min_frequency: int = 2,
         character_coverage: float = 0.99999,
         byte_fallback: bool = True,
+        tags: Sequence[str] = (),
     ) -> None:
+        tags = list(dict.fromkeys(tags))
         self.recipe: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
         check_recipe(**self.recipe)
         self.joint, self.lowercase = joint, lowercase
@@ -113,6 +118,11 @@ class SubwordTokenizer:
         return _ready(self._tgt).get_vocab_size()
 
     @property
+    def tags(self) -> list[str]:
+        """The tokens that may stand before a source sentence."""
+        return list(self.recipe["tags"])
+
+    @property
     def is_trained(self) -> bool:
         """Whether there is a vocabulary to encode and decode with."""
         return self._tgt is not None
@@ -139,10 +149,12 @@ class SubwordTokenizer:
             ValueError: If there are no pairs, or ``vocab_size`` is too small for the characters of the corpus.
         """
         if self.joint:
-            src = tgt = self._learn((text for pair in pairs for text in pair), self.vocab_size)
+            texts = (text for pair in pairs for text in (self._split_tags(pair.src)[1], pair.tgt))
+            src = tgt = self._learn(texts, self.vocab_size, self.tags)
         else:
             with SpooledTemporaryFile(max_size=2**26, mode="w+", encoding="utf-8") as spool:
-                src = self._learn(_spool_targets(pairs, spool), self.src_vocab_size)
+                texts = (self._split_tags(text)[1] for text in _spool_targets(pairs, spool))
+                src = self._learn(texts, self.src_vocab_size, self.tags)
                 spool.seek(0)
                 tgt = self._learn((json.loads(line) for line in spool), self.vocab_size)
         self._src, self._tgt, self.data_fingerprint = src, tgt, data_fingerprint
@@ -181,24 +193,30 @@ class SubwordTokenizer:
         return True
 
     def encode_src(self, texts: Sequence[str]) -> list[list[int]]:
-        """Source sentences as ids, each closed by EOS."""
-        return [[*ids, EOS_ID] for ids in self._encode(_ready(self._src), texts)]
+        """Source sentences as ids, each closed by EOS; tags before a sentence are one id each."""
+        src = _ready(self._src)
+        if not self.tags or isinstance(texts, str):
+            return [[*ids, EOS_ID] for ids in self._encode(src, texts)]
+        split = [self._split_tags(text) for text in texts]
+        encoded = self._encode(src, [text for _, text in split])
+        tag_ids = {tag: found for tag in self.tags if (found := src.token_to_id(tag)) is not None}
+        return [[*(tag_ids[tag] for tag in tags), *ids, EOS_ID] for (tags, _), ids in zip(split, encoded, strict=True)]
 
     def encode_tgt(self, texts: Sequence[str]) -> list[list[int]]:
         """Target sentences as ids, each from BOS to EOS."""
         return [[BOS_ID, *ids, EOS_ID] for ids in self._encode(_ready(self._tgt), texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Target ids as text; PAD, BOS, EOS and ids that no token uses are passed over."""
+        """Target ids as text; PAD, BOS, EOS, tags and ids that no token uses are passed over."""
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Several rows of target ids as texts, as ``decode`` does for one."""
-        return _decode(_ready(self._tgt), rows, self.vocab_size)
+        return _decode(_ready(self._tgt), rows, self.vocab_size, self.tags)
 
     def decode_src(self, ids: Sequence[int]) -> str:
         """Source ids as text, as ``decode`` does for the target side."""
-        return _decode(_ready(self._src), [ids], self.src_vocab_size)[0]
+        return _decode(_ready(self._src), [ids], self.src_vocab_size, self.tags)[0]
 
     def pieces_src(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each source id, for pictures and tables; ``▁`` stands for a space."""
@@ -273,10 +291,18 @@ class SubwordTokenizer:
         except ValueError as error:
             raise InputError(f"cannot load the tokenizer {path}: {error}") from error
 
-    def _learn(self, texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    def _learn(self, texts: Iterable[str], vocab_size: int, tags: Sequence[str] = ()) -> Tokenizer:
         clean = (self.normalize(text) for text in texts)
         names = ("model", "min_frequency", "character_coverage", "byte_fallback")
-        return learn(clean, vocab_size, **{name: self.recipe[name] for name in names})
+        return learn(clean, vocab_size, **{name: self.recipe[name] for name in names}, tags=tags)
+
+    def _split_tags(self, text: str) -> tuple[list[str], str]:
+        """The tags that a source sentence begins with, and the sentence behind them."""
+        found: list[str] = []
+        while tag := next((tag for tag in self.recipe["tags"] if text.lstrip().startswith(tag)), None):
+            found.append(tag)
+            text = text.lstrip().removeprefix(tag).removeprefix(" ")
+        return found, text
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
         if isinstance(texts, str):
@@ -345,8 +371,9 @@ def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:
     return ids
 
 
-def _decode(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], vocab_size: int) -> list[str]:
-    spoken = [[i for i in _checked(row, vocab_size) if i not in (PAD_ID, BOS_ID, EOS_ID)] for row in rows]
+def _decode(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], vocab_size: int, tags: Sequence[str]) -> list[str]:
+    silent = {PAD_ID, BOS_ID, EOS_ID, *map(tokenizer.token_to_id, tags)}
+    spoken = [[i for i in _checked(row, vocab_size) if i not in silent] for row in rows]
     return tokenizer.decode_batch(spoken, skip_special_tokens=False)
 
 

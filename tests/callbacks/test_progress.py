@@ -1,5 +1,6 @@
 """The progress bar shows what counts, and nothing that misleads in an endless stream."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,20 @@ def test_epochs_are_counted_only_where_there_are_some(
     assert description in seen[0][0]
     assert ("Epoch" in seen[0][0]) == (description != "training")
     assert seen[-1][1] == {"train/loss"}  # no version number of the logger, and nothing that was not meant for the bar
+
+
+def test_rows_left_out_are_shown_as_soon_as_there_are_some(tmp_path: Path) -> None:
+    shown: list[object] = []
+
+    data = Data()
+    data.dropped = Counter()  # type: ignore[attr-defined]
+
+    class Listening(TrainingProgress):
+        def on_train_batch_end(self, *args: object) -> None:
+            super().on_train_batch_end(*args)  # type: ignore[arg-type]
+            shown.append(self.get_metrics(self.trainer, self.trainer.lightning_module).get("left out"))
+            data.dropped.update({"empty": 1, "overlong": 1200})
+
+    quiet = {"limit_val_batches": 0, "log_every_n_steps": 1, "logger": CSVLogger(tmp_path)}
+    trainer(Listening(leave=False), enable_progress_bar=True, max_steps=2, **quiet).fit(Talking(), data)
+    assert shown == [None, "1,200 overlong, 1 empty"]

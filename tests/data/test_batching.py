@@ -199,14 +199,15 @@ def test_corpora_are_mixed_in_proportion():
     big, small = Listed(numbered(9000, "b")), Listed(numbered(3000, "s"))
     for _, parts in MixedRows([big, small], 4000).pools(lane_start()):
         counts = Counter()
-        for number, rows in parts:
-            counts[number] += len(rows)
+        for part in parts:
+            counts[part.corpus] += len(part.rows)
         assert counts == {0: 3000, 1: 1000}
 
 
 def test_wrong_size_estimates_lose_nothing():
     corpora = [Listed(numbered(50, "a"), size=10**6), Listed(numbered(90, "b"), size=1)]
-    rows = [row["de"] for _, parts in MixedRows(corpora, 16).pools(lane_start()) for _, part in parts for row in part]
+    pools = MixedRows(corpora, 16).pools(lane_start())
+    rows = [row["de"] for _, parts in pools for part in parts for row in part.rows]
     assert sorted(rows) == sorted(pair.tgt for corpus in corpora for pair in corpus.pairs)
 
 

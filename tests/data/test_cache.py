@@ -282,7 +282,13 @@ def test_dropped_rows_of_a_cache_are_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="lit_transformer.data.datamodule"):
         make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
     assert data.dropped["overlong"] > 0
-    assert f"{tmp_path}/a.arrow: dropped {data.dropped['overlong']} overlong sentence pairs" in caplog.messages
+    assert f"{tmp_path}/a.arrow: left out {data.dropped['overlong']:,} overlong of each epoch" in caplog.messages
+
+
+@pytest.mark.parametrize("mixing", [{"temperature": 2.0}, {"weights": [2.0]}])
+def test_a_cache_and_corpora_that_begin_again_do_not_mix(tmp_path, mixing):
+    with pytest.raises(ValueError, match="weights and temperature are for streams"):
+        make_data(tmp_path, cache_path=str(tmp_path / "a.arrow"), **mixing)
 
 
 def test_nothing_left_is_an_error(tmp_path):

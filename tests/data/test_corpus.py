@@ -200,7 +200,9 @@ def missing_text(folder):
 
 
 def missing_table(folder):
-    return ParallelCorpus(str(folder / "no.parquet")), r"no\.parquet is no file, folder or Hub dataset"
+    return ParallelCorpus(
+        str(folder / "no.parquet")
+    ), r"there is no .*no\.parquet\.en and .*, no file or folder .*no\.parquet, and this cannot be the name of"
 
 
 def no_match(folder):
@@ -286,14 +288,25 @@ def test_bad_input_gives_one_clear_sentence(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
-def test_unreachable_hub(monkeypatch, tmp_path):
+NOWHERE = (
+    r"there is no {} \(plain or compressed\), no file or folder {}, and the Hub has no dataset .* or cannot be .*: \S"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "tgt", "message"),
+    [
+        ("some/where", "de", NOWHERE.format(r"some/where\.en and some/where\.de", "some/where")),
+        ("nothere", None, NOWHERE.format(r"nothere\.en", "nothere")),
+        ("some/where@main", "de", r"cannot open the Hub dataset some/where@main, split 'train': \S"),
+    ],
+)
+def test_a_name_found_nowhere_says_what_was_looked_for(monkeypatch, tmp_path, path, tgt, message):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        CorpusError, match=r"cannot open the Hub dataset some/where, split 'train': .*no network"
-    ) as caught:
-        list(ParallelCorpus("some/where"))
+    with pytest.raises(CorpusError, match=message) as caught:
+        list(ParallelCorpus(path, tgt=tgt))
     assert "\n" not in str(caught.value)
 
 

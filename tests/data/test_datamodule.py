@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus, _Rows
 from lit_transformer.data.datamodule import TranslationDataModule
-from lit_transformer.data.pools import start_of
+from lit_transformer.data.mixing import Mixing
+from lit_transformer.data.pools import MixedRows, lane_start, start_of
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
@@ -354,7 +355,109 @@ def test_dropped_rows_are_counted_by_reason(tmp_path, caplog):
         make_trainer(tmp_path, max_epochs=1).fit(module := Tiny(), data)
     assert data.dropped == {"rejected": 2, "empty": 2, "ratio": 1, "overlong": 1}
     assert len(module.seen) == 8
-    assert "epoch 0, pool 0: dropped 2 empty, 1 overlong, 1 ratio, 2 rejected sentence pairs" in caplog.messages
+    so_far = "2 empty, 2 rejected, 1 overlong, 1 ratio"
+    assert f"epoch 0, pool 0: left out 6 of 14 rows; so far {so_far}" in caplog.messages
+
+
+def write_table(folder, rows=90):
+    """Sentences of which some are no pairs at all; the 8th row is the first of them."""
+    bad = [{"en": "only English"}, {"en": 5, "de": "five"}, {"en": None, "de": "nothing"}, {"en": " ", "de": "blank"}]
+    lines = [bad[n // 9 % 4] if n % 9 == 7 else {"en": f"row {n}", "de": f"Zeile {n}"} for n in range(rows)]
+
+    class Table(ParallelCorpus):
+        def open(self):
+            return _Rows(lines)
+
+    return Table("table")
+
+
+def test_bad_rows_are_left_out_and_counted(tmp_path):
+    data = make_data(tmp_path, train=write_table(tmp_path), pool_size=20)
+    make_trainer(tmp_path, max_epochs=1).fit(module := Tiny(), data)
+    assert data.dropped == {"missing column": 3, "not text": 3, "empty": 4}
+    assert len(module.seen) == 80
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_row_stops_the_run_if_asked(tmp_path, workers):
+    make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path, train=write_table(tmp_path)))
+    data = make_data(tmp_path, train=write_table(tmp_path), on_bad_row="error", num_workers=workers)
+    message = r"^row 8 cannot be used: Table\(table, en-de\) has no column 'de', there are en; .*on_bad_row: skip"
+    with pytest.raises(CorpusError, match=message):
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_rows_are_numbered_in_the_corpus_also_in_lanes(tmp_path, lanes):
+    rows = MixedRows([write_corpus(tmp_path, 1000)], 250, lanes, Mixing([1.0]))
+    for lane in range(lanes):
+        for part in (part for _, parts in rows.pools(lane_start(), lane) for part in parts):
+            assert part.lane is None
+            assert [row["en"].split()[0] for row in part.rows] == [
+                f"train{number - 1}" for number in range(part.first, part.first + len(part.rows))
+            ]
+
+
+def test_a_wrong_column_is_an_error_at_once_though_bad_rows_are_skipped(tmp_path):
+    make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path))
+    wrong = write_table(tmp_path)
+    wrong.src = "english"
+    data = make_data(tmp_path, train=[write_corpus(tmp_path, 230), wrong])
+    with pytest.raises(CorpusError, match="has no column 'english', there are en, de"):
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+
+
+def test_counts_go_on_after_a_resume(tmp_path):
+    def data_settings():
+        return {"train": write_table(tmp_path), "pool_size": 20}
+
+    steps = len(run(tmp_path, data_settings=data_settings(), max_epochs=2)[0].losses)
+    _, whole = run(tmp_path, data_settings=data_settings(), max_epochs=2)
+    assert whole.dropped == {"missing column": 6, "not text": 6, "empty": 8}
+    for stop in (1, steps // 2, steps - 1):
+        checkpoint = tmp_path / f"whole/step={stop}.ckpt"
+        saved = torch.load(checkpoint, weights_only=True)["TranslationDataModule"]["dropped"]
+        assert sum(saved.values()) < 20 or stop > steps // 2
+        _, resumed = run(tmp_path, f"at{stop}", checkpoint, data_settings=data_settings(), max_epochs=2)
+        assert resumed.dropped == whole.dropped
+
+
+def test_mixing_in_other_shares_repeats_small_corpora_and_resumes_exactly(tmp_path):
+    def data_settings():
+        return {"train": [write_corpus(tmp_path, 150, "a"), write_corpus(tmp_path, 20, "b")], "temperature": 100.0}
+
+    whole, data = run(tmp_path, data_settings=data_settings(), max_epochs=1)
+    a, b = ({ids for ids in whole.seen if data.tokenizer.decode(ids).startswith(name)} for name in "ab")
+    times = Counter(whole.seen)
+    assert (len(a), len(b)) == (150, 20)
+    assert {times[ids] for ids in a} == {1}
+    assert {times[ids] for ids in b} <= {7, 8}
+    stop = len(whole.losses) // 2
+    checkpoint = tmp_path / f"whole/step={stop}.ckpt"
+    resumed, _ = run(tmp_path, "again", checkpoint, data_settings=data_settings(), max_epochs=1)
+    assert resumed.losses == whole.losses[stop:]
+    with pytest.raises(CorpusError, match=r"temperature was 100.0 and is 2.0"):
+        run(tmp_path, "other", checkpoint, data_settings=data_settings() | {"temperature": 2.0}, max_epochs=1)
+
+
+def test_tags_of_the_corpora_become_tokens(tmp_path):
+    there, back = write_corpus(tmp_path, 60), write_corpus(tmp_path, 60)
+    there.src_tag, back.src_tag, back.src, back.tgt = "<2de>", "<2en>", "de", "en"
+    data = make_data(tmp_path, train=[there, back], test=back)
+    make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+    assert data.tokenizer.tags == ["<2de>", "<2en>"]
+    batch = next(iter(data.train_dataloader()))
+    first = {data.tokenizer.pieces_src(row[:1].tolist())[0] for row in batch.src}
+    assert first <= {"<2de>", "<2en>"}
+    evaluated = next(iter(data.test_dataloader()))
+    assert evaluated.sources[0].startswith("<2en> train")
+    assert not evaluated.references[0].startswith("<")
+    stranger = write_corpus(tmp_path, 60)
+    stranger.src_tag = "<2fr>"
+    with pytest.raises(
+        CorpusError, match=r"src_tag=<2fr>, which is none of the tags of the vocabulary \(<2de>, <2en>\)"
+    ):
+        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path, train=None, test=stranger), verbose=False)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -382,6 +485,7 @@ def test_error_in_a_worker_stays_one_sentence(tmp_path):
         ({"max_length": 1}, "max_length must be at least 2"),
         ({"max_length": 300, "eval_max_tokens": 200}, "eval_max_tokens=200 cannot hold"),
         ({"max_length_ratio": 0.5}, "max_length_ratio must be at least 1"),
+        ({"weights": [1.0, 2.0]}, "weights has 2 numbers for 1 training corpora: give one for each"),
         ({"tokenizer": SubwordTokenizer(vocab_size=500)}, "has vocab_size=500 and src_vocab_size=None .* 400 and None"),
         ({"tokenizer": SubwordTokenizer(joint=False)}, "has vocab_size=400 and src_vocab_size=400 .* 400 and None"),
     ],

@@ -510,3 +510,38 @@ def test_unreadable_files_are_named(tmp_path, tokenizers):
         with pytest.raises(ValueError, match=message) as caught:
             SubwordTokenizer.load(path)
         assert "t.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+@pytest.mark.parametrize("model", ["bpe", "unigram", "wordpiece", "word"])
+def test_tags_are_one_token_before_a_source_sentence_and_nowhere_else(tmp_path, model, joint):
+    pairs = [SentencePair(f"<2de> {src}", tgt) for src, tgt in PAIRS]
+    tagged = SubwordTokenizer(model, vocab_size=700, joint=joint, tags=["<2de>", "<2ko>", "<2de>"])
+    tagged.train(pairs)
+    plain = SubwordTokenizer(model, vocab_size=698, src_vocab_size=None if joint else 698, joint=joint)
+    plain.train(PAIRS)
+    text = PAIRS[0].src
+    tagged.save(tmp_path / "tagged.json")
+    for tokenizer in (tagged, SubwordTokenizer.load(tmp_path / "tagged.json"), pickle.loads(pickle.dumps(tagged))):
+        assert tokenizer.tags == ["<2de>", "<2ko>"]
+        bare, one, two, glued = tokenizer.encode_src([text, f"<2de> {text}", f" <2ko> <2de> {text}", f"<2ko>{text}"])
+        assert tokenizer.pieces_src(one)[:1] == ["<2de>"]
+        assert tokenizer.pieces_src(two)[:2] == ["<2ko>", "<2de>"]
+        assert one[1:] == two[2:] == glued[1:] == bare
+        assert tokenizer.pieces_src(bare) == plain.pieces_src(plain.encode_src([text])[0])  # learned as without tags
+        assert tokenizer.decode_src(one) == tokenizer.decode_src(bare)
+        inside, target = tokenizer.encode_src([f"{text} <2de>"])[0], tokenizer.encode_tgt([f"<2de> {text}"])[0]
+        assert "<2de>" not in tokenizer.pieces_src(inside) + tokenizer.pieces_tgt(target)
+        if model in ("bpe", "unigram"):
+            assert tokenizer.decode(target) == f"<2de> {text}"
+        if joint:
+            assert tokenizer.decode([2, one[0], *tokenizer.encode_tgt([text])[0][1:]]) == tokenizer.decode(bare)
+
+
+def test_tags_belong_to_the_recipe(tmp_path):
+    with pytest.raises(ValueError, match="tags must be words in angle brackets"):
+        SubwordTokenizer(tags=["de"])
+    SubwordTokenizer(vocab_size=300).train_or_load(tmp_path / "tok.json", lambda: PAIRS, "data")
+    tagged = SubwordTokenizer(vocab_size=300, tags=["<2de>"])
+    assert tagged.train_or_load(tmp_path / "tok.json", lambda: PAIRS, "data")
+    assert not SubwordTokenizer(vocab_size=300, tags=["<2de>"]).train_or_load(tmp_path / "tok.json", list, "data")

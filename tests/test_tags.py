@@ -1,0 +1,60 @@
+"""Multilingual training from the command line: tags go from the corpora into the checkpoint and the translation."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import TINY, lit, write_digits
+
+from lit_transformer import Translator
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two corpora: one to be translated backwards, one to be copied."""
+    folder = tmp_path_factory.mktemp("tags")
+    write_digits(folder)
+    config = yaml.safe_load(TINY)
+    config["data"] |= {
+        "train": [
+            {"path": str(folder / "train"), "src": "en", "tgt": "de", "src_tag": "<back>"},
+            {"path": str(folder / "train"), "src": "en", "tgt": "en", "src_tag": "<copy>", "filter": {"max_words": 4}},
+        ],
+        "weights": [3, 1],
+        **{part: {"path": str(folder / part), "src_tag": "<back>"} for part in ("val", "test")},
+        "predict": None,
+    }
+    config["trainer"]["default_root_dir"] = str(folder / "run")
+    (folder / "tags.yaml").write_text(yaml.safe_dump(config))
+    finished = lit("fit", "--config", folder / "tags.yaml")
+    assert finished.status == 0, finished.err
+    assert "epoch 0, pool 0: left out" in finished.err
+    return folder / "run"
+
+
+def test_the_tokenizer_of_the_checkpoint_knows_the_tags(run: Path) -> None:
+    tokenizer = Translator.from_pretrained(run).tokenizer
+    assert tokenizer.tags == ["<back>", "<copy>"]
+    assert tokenizer.pieces_src(tokenizer.encode_src(["<copy> a b"])[0])[0] == "<copy>"
+
+
+def test_the_option_is_the_same_as_a_typed_tag(run: Path) -> None:
+    by_option = lit("translate", run, "--src_tag", "<back>", "a b c", "", "d")
+    typed = lit("translate", run, "<back> a b c", "", "<back> d")
+    assert by_option.status == 0, by_option.err
+    assert by_option.out == typed.out
+    assert by_option.out.split("\n")[1] == ""
+    assert "<" not in by_option.out
+    assert by_option.out != lit("translate", run, "a b c", "", "d").out
+
+
+def test_an_unknown_tag_is_refused(run: Path) -> None:
+    finished = lit("translate", run, "--src_tag", "<forth>", "a")
+    assert finished.status == 1
+    assert "--src_tag <forth> is none of the tags that the model knows: <back>, <copy>" in finished.err
+
+
+def test_the_run_is_scored_and_resumed_with_its_own_configuration(run: Path) -> None:
+    for command in (("test",), ("fit", "--ckpt_path", "last", "--trainer.max_steps", "10")):
+        finished = lit(command[0], "--config", run / "config.yaml", *command[1:])
+        assert finished.status == 0, finished.err
