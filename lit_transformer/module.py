@@ -244,6 +244,16 @@ class LitTransformer(L.LightningModule):
         """Leaves each process its own part of the weights again."""
         self._release()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Writes tied weights once, also where they were gathered under each of their names."""
+        if self._sharded is None:
+            return
+        first: dict[int, Tensor] = {}
+        weights = checkpoint["state_dict"]  # empty on all processes but the one that writes
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if name in weights:
+                weights[name] = first.setdefault(id(parameter), weights[name])
+
     def _gather(self) -> None:
         if self._sharded is not None:
             self._sharded.gather()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_transformer.interfaces import TranslationNetwork
+from lit_transformer.interfaces import InputError, TranslationNetwork
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -56,12 +56,17 @@ class ShardedWeights:
         network: What to divide; changed in place.
         device_type: Where the processes compute, such as ``cuda`` or ``cpu``.
         world_size: Number of processes.
+
+    Raises:
+        InputError: If the installed torch is too old.
     """
 
     def __init__(self, network: TranslationNetwork, device_type: str, world_size: int) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+        if not hasattr(FSDPModule, "set_reshard_after_forward"):
+            raise InputError(f"sharded training needs a newer torch than {torch.__version__}; install one, or use ddp")
         mesh = init_device_mesh(device_type, (world_size,))
         self._is_whole = False
         self._layers: list[Any] = network.sharded_parts()

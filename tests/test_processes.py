@@ -178,7 +178,7 @@ def test_strategies_train_the_same_network(tmp_path: Path) -> None:
     assert close(weights(shards, 15), weights(alone, 15))
     tied = weights(shards, 15)
     names = ["network.src_embedding.weight", "network.tgt_embedding.weight", "network.projection.weight"]
-    assert all(torch.equal(tied[names[0]], tied[name]) for name in names)
+    assert {tied[name].data_ptr() for name in names} == {tied[names[0]].data_ptr()}
     translator = Translator.from_pretrained(shards / "run/checkpoints/step=15.ckpt")
     assert isinstance(translator(["a b c"])[0], str)
     fit(shards, *EXACT, *clip, *LAST, "--trainer.max_steps", 16)  # one process reads what two have sharded
