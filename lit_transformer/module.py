@@ -60,8 +60,8 @@ class LitTransformer(L.LightningModule):
 
     Knows token ids only: text belongs to the data module, and callbacks join the two. Logs ``train/loss``,
     ``train/perplexity``, ``train/tokens_per_second``, ``val/loss``, ``val/perplexity``, ``test/loss`` and
-    ``test/perplexity``. Losses are means over real target tokens; perplexity is the exponential of the loss
-    without smoothing, per token.
+    ``test/perplexity``. Losses are means over real target tokens, in training those of all steps since the last
+    logged one; perplexity is the exponential of the loss without smoothing, per token.
 
     Each target token of an optimizer step weighs the same, however the step is cut into micro-batches
     (``accumulate_grad_batches``) and processes: gradients are sums over tokens, divided once by the number of tokens
@@ -112,6 +112,7 @@ class LitTransformer(L.LightningModule):
         self._num_labels = torch.ones((), dtype=torch.long)  # of the batch in hand
         self._means: Tensor | None = None  # its loss and negative log-likelihood
         self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
+        self._since_logged: Tensor | None = None  # the same of the steps since the last logged one
         self._tokens: list[Tensor] = []  # of the batches since the clock was started
         self._clock: float | None = None
         self._timed_step = 0
@@ -195,9 +196,17 @@ class LitTransformer(L.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(scale)
         if self._means is not None:
-            loss, nll = totals[1:] / num_labels
-            self.log("train/loss", loss, prog_bar=True)
-            self.log("train/perplexity", nll.exp())
+            self._log_since_last(totals)
+
+    def _log_since_last(self, totals: Tensor) -> None:
+        """Logs means over all steps since the last logged one: single batches are easy or hard, as their length is."""
+        trainer: Any = self.trainer  # Lightning does not annotate these attributes
+        if self._since_logged is None or self.global_step % (trainer.log_every_n_steps or 1) == 0:
+            self._since_logged = torch.zeros_like(totals)
+        self._since_logged = self._since_logged.to(totals.device) + totals
+        loss, nll = self._since_logged[1:] / self._since_logged[0].clamp(min=1)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/perplexity", nll.exp())
 
     def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""
@@ -245,7 +254,9 @@ class LitTransformer(L.LightningModule):
         self._release()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes tied weights once, also where they were gathered under each of their names."""
+        """Writes sums yet to be logged, and tied weights once, even if they were gathered under several names."""
+        if self._since_logged is not None:
+            checkpoint["train_totals"] = self._since_logged.tolist()
         if self._sharded is None:
             return
         first: dict[int, Tensor] = {}
@@ -253,6 +264,11 @@ class LitTransformer(L.LightningModule):
         for name, parameter in self.named_parameters(remove_duplicate=False):
             if name in weights:
                 weights[name] = first.setdefault(id(parameter), weights[name])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Goes on with the sums, so that a resumed run logs what one that never stopped does."""
+        if "train_totals" in checkpoint:
+            self._since_logged = torch.tensor(checkpoint["train_totals"])
 
     def _gather(self) -> None:
         if self._sharded is not None:

@@ -290,6 +290,36 @@ def test_logged_names_and_values() -> None:
     )  # the first epoch has left nothing behind
 
 
+def test_logged_losses_are_means_over_all_tokens_since_the_last_ones(tmp_path: Path) -> None:
+    batches = [make_batch(make_pairs(count), extra=count) for count in (2, 7, 3, 5, 4, 6, 2)]
+    tokens = [int(batch.num_labels) for batch in batches]
+
+    def losses(every: int, name: str = "", **options: Any) -> dict[int, float]:
+        torch.manual_seed(2)
+        logger, module = Memory(), LitTransformer(Transformer(V, **{**SMALL, "dropout": 0.0}))
+        trainer = make_trainer(logger=logger, max_epochs=1, log_every_n_steps=every)
+        trainer.fit(module, loader(batches), **options)
+        if name:
+            trainer.save_checkpoint(tmp_path / name)
+        return {step: float(loss) for step, loss in logger.column("train/loss")}
+
+    single = losses(every=1)
+    means = losses(every=3)
+    assert means == {
+        last: pytest.approx(sum(single[step] * tokens[step] for step in (last - 2, last - 1, last)) / total)
+        for last in (2, 5)
+        for total in [sum(tokens[last - 2 : last + 1])]
+    }
+
+    batches, rest = batches[:4], batches[4:]  # stops between two logged steps
+    losses(every=3, name="four.ckpt")
+    torch.manual_seed(2)
+    logger, module = Memory(), LitTransformer(Transformer(V, **{**SMALL, "dropout": 0.0}))
+    trainer = make_trainer(logger=logger, max_epochs=2, log_every_n_steps=3)
+    trainer.fit(module, loader(rest), ckpt_path=tmp_path / "four.ckpt", weights_only=True)
+    assert dict(logger.column("train/loss"))[5] == means[5]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_speed_counts_real_tokens_of_all_batches(monkeypatch: pytest.MonkeyPatch, accumulate: int) -> None:
     every, seconds_per_step = 2, 10.0

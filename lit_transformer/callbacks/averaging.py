@@ -21,7 +21,15 @@ from lit_transformer.sharding import load_whole_weights
 
 # What a checkpoint holds to go on training; a mean of weights fits to none of it.
 _TRAINING_STATE = frozenset(
-    {"optimizer_states", "lr_schedulers", "loops", "callbacks", "current_model_state", "averaging_state"}
+    {
+        "optimizer_states",
+        "lr_schedulers",
+        "loops",
+        "callbacks",
+        "current_model_state",
+        "averaging_state",
+        "train_totals",
+    }
 )
 
 
