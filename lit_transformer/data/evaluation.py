@@ -46,16 +46,18 @@ class EvaluationBatches:
         self.pool_size, self.rank, self.world_size, self.with_targets = pool_size, rank, world_size, with_targets
         self._kept: list[TranslationBatch] | None = None
         self._is_small: bool | None = None
+        self._has_for_all = True
 
     def __len__(self) -> int:
         """Number of batches of this process, if the corpora fit into one pool.
 
         Raises:
-            TypeError: If they do not, as Lightning expects it.
+            TypeError: If they do not, as Lightning expects it; or if there is none for some process, since Lightning
+                would leave out the evaluation there, and the others would wait for it.
         """
         self._look()
-        if self._kept is None:
-            raise TypeError("the length of corpora larger than a pool is not known")
+        if self._kept is None or not self._has_for_all:
+            raise TypeError("the length is told only of corpora that fit into a pool and have a batch for each process")
         return len(self._kept)
 
     def __iter__(self) -> Iterator[TranslationBatch]:
@@ -68,7 +70,9 @@ class EvaluationBatches:
             pools = self._pools()
             first = next(pools)
             self._is_small = next(pools, None) is None
-            self._kept = self._mine(self._cut(*first), 0) if self._is_small else None
+            if self._is_small:
+                batches = self._cut(*first)
+                self._kept, self._has_for_all = self._mine(batches, 0), len(batches) >= self.world_size
 
     def _stream(self) -> Iterator[TranslationBatch]:
         turn = 0

@@ -250,6 +250,15 @@ def test_evaluation_shows_each_sentence_once(size, world, pool):
             len(ranks[0])
 
 
+def test_with_fewer_sentences_than_processes_none_tells_a_length():
+    """Lightning would leave the evaluation out on a process of length 0, and the others would wait for it."""
+    ranks = [EvaluationBatches([Listed(numbered(2))], Letters(), TokenBudgetBatches(60), 8, 99, r, 3) for r in range(3)]
+    assert sorted(len(list(loader)) for loader in ranks) == [0, 1, 1]
+    for loader in ranks:
+        with pytest.raises(TypeError, match="a batch for each process"):
+            len(loader)
+
+
 def test_a_process_without_a_sentence_gets_padding_only():
     batch = list(stream([numbered(1)], 3, 2))[-1]
     assert batch.num_labels == 0
