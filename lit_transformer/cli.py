@@ -23,6 +23,7 @@ COMMANDS = {
     "translate": ("commands", "translate sentences from the command line, a file or standard input"),
     "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
     "average": ("commands", "average several checkpoints into one"),
+    "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
 
 _EXAMPLES = """

@@ -15,7 +15,7 @@ import yaml
 from command_line import lit
 
 import lit_transformer
-from lit_transformer import commands, nn, quickstart
+from lit_transformer import commands, compare, metrics, nn, quickstart
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
 
@@ -58,6 +58,8 @@ def test_every_command_parses(call: str, workplace: Path) -> None:
     assert name in COMMANDS
     if name in commands.COMMANDS:
         commands.COMMANDS[name][0]().parse_args(options)
+    elif name == "compare":
+        compare.compare_parser().parse_args(options)
     elif name == "quickstart":
         quickstart.quickstart_parser().parse_args(options)
     else:
@@ -130,7 +132,7 @@ def table_rows(heading: str) -> Iterator[list[str]]:
 
 
 def test_every_seam_of_the_table_exists() -> None:
-    homes = (lit_transformer, nn, batching)
+    homes = (lit_transformer, nn, batching, metrics)
     seen = 0
     for _, cell in table_rows("to change"):
         owner: object = None
