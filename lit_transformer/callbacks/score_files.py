@@ -20,7 +20,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 import lit_transformer
 from lit_transformer.callbacks.averaging import CheckpointAveraging
-from lit_transformer.checkpoints import read_checkpoint, replacing
+from lit_transformer.checkpoints import CheckpointError, read_checkpoint, replacing
 from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.metrics import CorpusScore, Interval
 
@@ -118,7 +118,10 @@ def _checkpoint(trainer: L.Trainer) -> dict[str, Any]:
     if path is None:
         return {"path": None, "step": trainer.global_step, "averaged_from": {}}
     averaging = next((one for one in trainer.callbacks if isinstance(one, CheckpointAveraging)), None)  # type: ignore[attr-defined]
-    content = read_checkpoint(path) if Path(path).is_file() else {}  # a remote one, or a folder of shards
+    try:
+        content = read_checkpoint(path)
+    except CheckpointError:  # a remote one, a folder of shards, or one with more than plain data: its step is not told
+        content = {}
     averaged = averaging.averaged_from if averaging else {}
     return {
         "path": str(path),

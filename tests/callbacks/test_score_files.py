@@ -2,10 +2,12 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
@@ -15,6 +17,7 @@ from torchmetrics.text import CharErrorRate
 from lit_transformer.callbacks import CheckpointAveraging, write_averaged_checkpoint
 from lit_transformer.callbacks.bleu import BLEUEvaluation
 from lit_transformer.callbacks.score_files import ScoreFiles, git_commit
+from lit_transformer.metrics import CorpusScore
 
 REFERENCES = [target for _, target in SENTENCES]
 
@@ -56,6 +59,35 @@ def test_line_breaks_are_scored_as_they_are_written(tmp_path: Path) -> None:
     references = (tmp_path / "test.ref.txt").read_text(encoding="utf-8").splitlines()
     assert len(references) == len(REFERENCES)
     assert result["test/bleu"] == pytest.approx(sacrebleu.corpus_bleu(TRANSLATIONS, [references]).score, abs=1e-6)
+
+
+class Exact(CorpusScore):
+    """The share of translations that are what people wrote: a score of one's own."""
+
+    signature = "exact"
+
+    def __init__(self) -> None:
+        super().__init__(num_counts=2, name="exact")
+
+    def count(self, hypotheses: Sequence[str], references: Sequence[str]) -> list[list[int]]:
+        return [[int(pair[0] == pair[1]), 1] for pair in zip(hypotheses, references, strict=True)]
+
+    def score(self, counts: list[int]) -> float:
+        return 100 * counts[0] / counts[1]
+
+
+def test_a_score_of_ones_own_gets_an_interval(tmp_path: Path) -> None:
+    evaluation = BLEUEvaluation(output_path=tmp_path / "out.txt", num_samples=0, metric=Exact())
+    trainer(evaluation).test(Module(), Data(3), verbose=False)
+    exact = json.loads((tmp_path / "out.scores.json").read_text(encoding="utf-8"))["scores"]["exact"]
+    right = [int(one == other) for one, other in zip(TRANSLATIONS, REFERENCES, strict=True)]
+    draws = np.random.default_rng(12345).choice(7, (1000, 7))
+    drawn = np.sort(100 * np.array(right)[draws].mean(1))
+    assert exact["value"] == pytest.approx(100 * sum(right) / 7)
+    assert [exact["interval"][end] for end in ("low", "high", "mean")] == pytest.approx(
+        [drawn[25], drawn[974], drawn.mean()]
+    )
+    assert exact["signature"] == "exact|bs:1000|seed:12345"
 
 
 def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
