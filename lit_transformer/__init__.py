@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lit_transformer.interfaces import TranslationNetwork as TranslationNetwork
     from lit_transformer.metrics import CorpusBLEU as CorpusBLEU
     from lit_transformer.metrics import CorpusChrF as CorpusChrF
+    from lit_transformer.metrics import CorpusTER as CorpusTER
+    from lit_transformer.metrics import MosesBLEU as MosesBLEU
     from lit_transformer.module import LitTransformer as LitTransformer
     from lit_transformer.nn import Transformer as Transformer
     from lit_transformer.translator import Translation as Translation
@@ -40,11 +42,13 @@ _HOMES = {
     "CheckpointAveraging": "callbacks",
     "CorpusBLEU": "metrics",
     "CorpusChrF": "metrics",
+    "CorpusTER": "metrics",
     "DecoderState": "interfaces",
     "GreedySearch": "decoding",
     "Hypothesis": "interfaces",
     "InverseSqrtWarmup": "callbacks",
     "LitTransformer": "module",
+    "MosesBLEU": "metrics",
     "ParallelCorpus": "data",
     "Search": "interfaces",
     "SentencePair": "interfaces",

@@ -24,6 +24,7 @@ COMMANDS = {
     "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "average": ("commands", "average several checkpoints into one"),
+    "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
 
 _EXAMPLES = """

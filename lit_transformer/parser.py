@@ -56,7 +56,7 @@ EXAMPLES = {
 }
 GROUPS = {  # further groups of options, in the order of the help page, and their titles
     "warmup": "the schedule of the learning rate (section 5.3 of the paper)",
-    "bleu": "translation and scores in validation and test",
+    "bleu": "translation and scores in validation and test; {run} is the folder of the run",
     "averaging": "the mean of the last checkpoints, in validate, test and predict (section 6.1 of the paper)",
     "writer": "the file that predict writes; {run} is the folder of the run",
     "checkpoint": "Lightning's ModelCheckpoint, which writes checkpoints; the last step always gets one",

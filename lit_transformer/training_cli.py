@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -63,7 +64,9 @@ USED_BY = {
     "writer": {"predict"},
     "checkpoint": {"fit"},
 }
+SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 CALLBACK_DEFAULTS = {
+    "bleu.output_path": "{run}/test.hyp.txt",
     "writer.output_path": "{run}/predictions.txt",
     "checkpoint.filename": "step={step}",
     "checkpoint.auto_insert_metric_name": False,
@@ -264,8 +267,13 @@ class TranslationCLI(LightningCLI):
         self._look_at_text("val")
 
     def before_test(self) -> None:
-        """Looks at the text first."""
+        """Looks at the text first, and lets the file of scores tell the configuration."""
         self._look_at_text("test")
+        given = self._parser("test").dump(self.config["test"], skip_none=False)
+        config = {key: value for key, value in yaml.safe_load(given).items() if key in SCORED_CONFIG}
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BLEUEvaluation):
+                callback.config = config
 
     def before_predict(self) -> None:
         """Looks at the text first."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -302,12 +304,56 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
 def test_the_first_page_lists_every_command() -> None:
     page = succeed().out
     assert page == succeed("--help").out
-    for name in ("quickstart", "fit", "validate", "test", "predict", "translate", "attention", "curves", "average"):
+    commands = "quickstart fit validate test predict translate attention curves average compare"
+    for name in commands.split():
         assert f"\n  {name} " in page
 
 
 def test_validate_scores_the_validation_text(journey: Journey, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(journey.folder)
     validated = succeed("validate", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
-    for name in ("val/loss", "val/perplexity", "val/bleu", "val/chrf"):
+    for name in ("val/loss", "val/perplexity", "val/bleu", "val/chrf", "val/ter"):
         assert name in validated.out
+    assert validated.err.count("95 % interval") == 3
+
+
+def test_test_leaves_scores_and_what_they_rest_on(journey: Journey) -> None:
+    run = journey.folder / "run"
+    content = json.loads((run / "test.scores.json").read_text(encoding="utf-8"))
+    assert {name: score["value"] for name, score in content["scores"].items()} == pytest.approx(
+        {name: scores(journey.test)[f"test/{name}"] for name in ("bleu", "chrf", "ter")}
+    )
+    averaged = {str(Path("run", "checkpoints", name)): step for name, step in ((NEXT_TO_LAST, 4), (LAST, 8))}
+    assert content["checkpoint"] == {"path": f"run/checkpoints/{LAST}", "step": 8, "averaged_from": averaged}
+    assert (content["seed"], content["num_sentences"]) == (3, 8)
+    assert content["config"]["data"]["init_args"]["test"]["init_args"]["path"] == "test"
+    assert content["config"]["bleu"]["beam_size"] == content["search"]["beam_size"] == 1
+    assert content["network"]["init_args"]["d_ff"] == 32
+    hypotheses = (run / content["hypotheses"]).read_text(encoding="utf-8")
+    assert hypotheses == (run / "predictions.txt").read_text(encoding="utf-8")
+    assert (run / content["references"]).read_text() == (journey.folder / "test.de").read_text()
+
+
+def test_a_kind_of_bleu_without_its_package_names_the_extra(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    finished = lit(
+        "fit", "--config", "tiny.yaml", "--bleu.metric", "lit_transformer.MosesBLEU", "--bleu.metric.lang", "de"
+    )
+    assert finished.status == 1
+    assert 'pip install "lit-transformer[moses]"' in finished.err
+    assert finished.err.count("\n") == 1
+
+
+def test_papers_kinds_of_bleu_are_a_line_of_yaml(journey: Journey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(journey.folder)
+    kinds = [
+        {"class_path": "lit_transformer.MosesBLEU", "init_args": {"lang": "de", "split_hyphens": True}},
+        {"class_path": "lit_transformer.CorpusBLEU", "init_args": {"tokenize": "none", "name": "multi30k"}},
+    ]
+    (journey.folder / "kinds.yaml").write_text(yaml.safe_dump({"bleu": {"metric": kinds, "output_path": None}}))
+    alone = ("--averaging.num_checkpoints", "1")
+    tested = succeed("test", "--config", "run/config.yaml", "--config", "kinds.yaml", *alone)
+    assert "tok:moses-de+atat" in tested.err
+    assert scores(tested).keys() >= {"test/bleu", "test/moses_bleu", "test/multi30k"}
+    one = printed_config("--bleu.metric", "lit_transformer.MosesBLEU", "--bleu.metric.lang", "de")["bleu"]["metric"]
+    assert (one["class_path"], one["init_args"]["lang"]) == ("lit_transformer.MosesBLEU", "de")

@@ -17,7 +17,13 @@ import pytest
 
 import lit_transformer
 
-PACKAGES = ("lit_transformer.callbacks", "lit_transformer.data", "lit_transformer.decoding", "lit_transformer.nn")
+PACKAGES = (
+    "lit_transformer.callbacks",
+    "lit_transformer.data",
+    "lit_transformer.decoding",
+    "lit_transformer.metrics",
+    "lit_transformer.nn",
+)
 SEAMS = {  # the table of section 6 of the design, and of the README: what others override or pass
     "TranslationNetwork": ("forward", "start", "step"),
     "DecoderState": ("select",),

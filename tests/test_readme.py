@@ -15,7 +15,7 @@ import yaml
 from command_line import lit
 
 import lit_transformer
-from lit_transformer import commands, curves, nn, quickstart
+from lit_transformer import commands, compare, curves, metrics, nn, quickstart
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
 
@@ -52,14 +52,21 @@ def test_there_are_blocks_of_every_kind() -> None:
     assert {shlex.split(call)[0] for call in CALLS} >= {"quickstart", "fit", "test", "translate"}
 
 
+OTHER_PARSERS = {
+    "quickstart": quickstart.quickstart_parser,
+    "curves": curves.curves_parser,
+    "compare": compare.compare_parser,
+}
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_every_command_parses(call: str, workplace: Path) -> None:
     name, *options = shlex.split(call)
     assert name in COMMANDS
     if name in commands.COMMANDS:
         commands.COMMANDS[name][0]().parse_args(options)
-    elif name in ("quickstart", "curves"):
-        {"quickstart": quickstart.quickstart_parser, "curves": curves.curves_parser}[name]().parse_args(options)
+    elif name in OTHER_PARSERS:
+        OTHER_PARSERS[name]().parse_args(options)
     else:
         finished = lit(name, *options, "--print_config")
         assert finished.status == 0, finished.err
@@ -130,7 +137,7 @@ def table_rows(heading: str) -> Iterator[list[str]]:
 
 
 def test_every_seam_of_the_table_exists() -> None:
-    homes = (lit_transformer, nn, batching)
+    homes = (lit_transformer, nn, batching, metrics)
     seen = 0
     for _, cell in table_rows("to change"):
         owner: object = None

@@ -136,6 +136,7 @@ class CheckpointAveraging(Callback):
     In ``test``, ``predict`` and ``validate`` the module's weights are replaced by the mean of the ``num_checkpoints``
     last checkpoints in the folder of the one given, up to that one; afterwards its own weights are put back. One that
     ``write_averaged_checkpoint`` made is used as it is. Does nothing in ``fit``. Every process reads the same files.
+    ``averaged_from`` tells the paths and steps of the checkpoints in the last mean.
 
     Source: Vaswani et al. 2017, section 6.1: 5 for base models, 20 for big ones.
 
@@ -152,6 +153,7 @@ class CheckpointAveraging(Callback):
         if num_checkpoints < 1:
             raise ValueError(f"num_checkpoints must be at least 1, got {num_checkpoints}")
         self.num_checkpoints = num_checkpoints
+        self.averaged_from: dict[str, int] = {}
         self._own_weights: dict[str, Tensor] | None = None
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -184,6 +186,7 @@ class CheckpointAveraging(Callback):
         self._put_back(pl_module)
 
     def _put_in(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.averaged_from = {}
         if self.num_checkpoints == 1:
             return
         if trainer.ckpt_path is None:
@@ -198,7 +201,8 @@ class CheckpointAveraging(Callback):
         own = {name: tensor.detach().to("cpu", copy=True) for name, tensor in pl_module.state_dict().items()}
         load_whole_weights(pl_module, mean, pl_module.strict_loading)
         self._own_weights = own
-        names = ", ".join(f"{path.name} (step {read_checkpoint(path)['global_step']})" for path in paths)
+        self.averaged_from = {str(path): int(read_checkpoint(path)["global_step"]) for path in paths}
+        names = ", ".join(f"{Path(path).name} (step {step})" for path, step in self.averaged_from.items())
         rank_zero_info(f"using the mean of {len(paths)} checkpoints of {paths[0].parent}: {names}")
 
     def _put_back(self, pl_module: L.LightningModule) -> None:

@@ -16,10 +16,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_transformer.callbacks.score_files import ScoreFiles, SentenceCounts, describe_run, describe_score
 from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError, TranslationBatch
-from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore
+from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore, CorpusTER, Interval
 from lit_transformer.sharding import is_sharded
 from lit_transformer.translator import one_line
 
@@ -32,6 +33,9 @@ class BLEUEvaluation(Callback):
     a few translations: the sentences with the lowest numbers among those of the first process. The sanity check before
     training translates one sentence, so that an error shows at once.
 
+    ``validate`` and ``test`` add TER, which is too slow for validations in between, and 95 % intervals by sacrebleu's
+    bootstrap resampling, the same for every number of processes.
+
     Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
 
     Args:
@@ -40,16 +44,18 @@ class BLEUEvaluation(Callback):
         max_extra_length: Longest translation, in tokens beyond the length of its source.
         tokenize: sacrebleu's name of the way BLEU splits text into words: ``13a`` for most languages, ``zh`` or
             ``char`` for those written without spaces, ``ko-mecab`` and ``ja-mecab`` with further packages.
-        metric: A further score, any torchmetrics text metric whose ``update`` takes two lists of sentences. It is
-            logged under its ``name``, or else its class name in small letters; one named ``bleu`` or ``chrf`` takes
-            the place of the built-in one.
+        metric: Further scores, one or a list: ``MosesBLEU``, or any torchmetrics text metric whose ``update`` takes
+            two lists of sentences. Each is logged under its ``name``, or else its class name in small letters; one
+            named ``bleu``, ``chrf`` or ``ter`` takes the place of the built-in one.
         num_samples: Translations that are printed each time.
         every_n_validations: Translate in each n-th validation of the training only, as it takes longer than the loss;
             0 for never. ``validate`` and ``test`` always do.
-        output_path: File for the translations of ``test``, one a line, in the order of the corpus.
+        output_path: File for the translations of ``test``, one a line, in the order of the corpus. Beside
+            ``test.hyp.txt`` the references are in ``test.ref.txt``, and in ``test.scores.json`` the scores with
+            signatures, intervals, seed, checkpoints, versions and configuration.
 
     Raises:
-        ValueError: If an argument is out of range, or sacrebleu has no such tokenization.
+        ValueError: If an argument is out of range, two metrics have one name, or sacrebleu has no such tokenization.
         InputError: If the weights are still divided over processes, which would wait for each other for ever in
             decoding. ``LitTransformer`` gathers them before, under ``ModelParallelStrategy``.
         MisconfigurationException: If the data module has no tokenizer, or there are several dataloaders.
@@ -61,7 +67,7 @@ class BLEUEvaluation(Callback):
         length_penalty: float = 0.6,
         max_extra_length: int = 50,
         tokenize: str = "13a",
-        metric: Metric | None = None,
+        metric: Metric | list[Metric] | None = None,
         num_samples: int = 3,
         every_n_validations: int = 1,
         output_path: str | os.PathLike[str] | None = None,
@@ -71,17 +77,25 @@ class BLEUEvaluation(Callback):
                 f"num_samples and every_n_validations must be at least 0, got {num_samples} and {every_n_validations}"
             )
         self.search = BeamSearch(beam_size, length_penalty, max_extra_length)
-        self.metrics: dict[str, Metric] = {"bleu": CorpusBLEU(tokenize), "chrf": CorpusChrF()}
-        if metric is not None:
-            self.metrics[getattr(metric, "name", type(metric).__name__.lower())] = metric
+        own = named_metrics(metric)
+        self.metrics: dict[str, Metric] = {
+            "bleu": CorpusBLEU(tokenize),
+            "chrf": CorpusChrF(),
+            "ter": CorpusTER(),
+            **own,
+        }
+        self._slow = {"ter"} - own.keys()
         self.num_samples = num_samples
         self.every_n_validations = every_n_validations
         self.output_path = None if output_path is None else Path(output_path)
         self.num_validations = 0
         self.scores: dict[str, float] = {}
+        self.config: dict[str, Any] | None = None  # for the file of scores, where a command line knows it
         self._running = False
         self._samples: list[tuple[int, str, str, str]] = []
-        self._lines: NumberedLines | None = None
+        self._now: dict[str, Metric] = {}
+        self._counts: SentenceCounts | None = None
+        self._lines: list[NumberedLines] = []
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -124,7 +138,9 @@ class BLEUEvaluation(Callback):
         """Begins a score."""
         self._begin(trainer, pl_module)
         if self.output_path is not None:
-            self._lines = NumberedLines(self.output_path, trainer.global_rank, trainer.world_size)
+            hypotheses, references, _ = ScoreFiles.beside(self.output_path)
+            place = trainer.global_rank, trainer.world_size
+            self._lines = [NumberedLines(hypotheses, *place), NumberedLines(references, *place)]
 
     def on_test_batch_end(
         self,
@@ -139,17 +155,24 @@ class BLEUEvaluation(Callback):
         self._count(trainer, pl_module, batch, dataloader_idx)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Logs the scores, shows some translations and writes all of them if asked."""
-        self._report(trainer, pl_module, "test")
-        if self._lines is not None:
-            merge_parts(trainer, self._lines, trainer.limit_test_batches)
-            self._lines = None
+        """Logs the scores, shows some translations, and writes all of them and the scores if asked."""
+        intervals = self._report(trainer, pl_module, "test")
+        size = 0
+        for place, lines in enumerate(self._lines):
+            size = merge_parts(trainer, lines, trainer.limit_test_batches, quiet=place > 0)
+        self._lines = []
+        if self.output_path is not None and trainer.is_global_zero:
+            files = ScoreFiles.beside(self.output_path)
+            files.write({**self._described(intervals), "num_sentences": size, **describe_run(trainer, pl_module)})
+            rank_zero_info(
+                f"wrote the references and the scores beside it: {files.references.name}, {files.scores.name}"
+            )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leaves nothing half-written."""
-        if self._lines is not None:
-            self._lines.discard()
-            self._lines = None
+        for lines in self._lines:
+            lines.discard()
+        self._lines = []
 
     def state_dict(self) -> dict[str, Any]:
         """The last scores, what they mean, and how many validations there were."""
@@ -165,7 +188,11 @@ class BLEUEvaluation(Callback):
         decoder(trainer)
         self._running = True
         self._samples = []
-        for metric in self.metrics.values():
+        in_between = trainer.state.fn == TrainerFn.FITTING
+        self._now = {name: metric for name, metric in self.metrics.items() if not (in_between and name in self._slow)}
+        kept = {name: metric for name, metric in self._now.items() if isinstance(metric, CorpusScore)}
+        self._counts = None if in_between else SentenceCounts(kept)
+        for metric in self._now.values():
             metric.to(pl_module.device).reset()  # Lightning moves only what belongs to the module
             if isinstance(metric, CorpusScore):
                 metric.update([], [])  # a process without sentences still takes part in the sum
@@ -192,29 +219,70 @@ class BLEUEvaluation(Callback):
             raise MisconfigurationException(
                 f"{type(self).__name__} scores one set of sentences, but the trainer got several dataloaders; pass one"
             )
-        texts = self._translate(trainer, pl_module, batch.src)
-        for metric in self.metrics.values():
-            metric.update(texts, batch.references)
+        texts = [one_line(text) for text in self._translate(trainer, pl_module, batch.src)]
+        references = [one_line(text) for text in batch.references]  # scored as they are written
         numbers = sentence_numbers(batch)
+        kept = self._counts.scores if self._counts else {}
+        rows = {name: score.count(texts, references) for name, score in kept.items()}
+        for name, metric in self._now.items():
+            metric.update(texts, references, *([rows[name]] if name in rows else []))
+        if self._counts:
+            self._counts.add(numbers, rows)
         found = zip(numbers, batch.sources, batch.references, texts, strict=True)
         self._samples = sorted([*self._samples, *found])[: self.num_samples]
-        if self._lines is not None:
-            for number, text in zip(numbers, texts, strict=True):
-                self._lines.add(number, one_line(text))
+        for lines, written in zip(self._lines, (texts, references), strict=False):
+            for number, text in zip(numbers, written, strict=True):
+                lines.add(number, text)
 
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Processes meet here and nowhere before, because they may have different numbers of batches."""
+    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Interval]:
+        """Processes meet here and nowhere before, because they may have different numbers of batches.
+
+        Returns the intervals, which only the first process knows.
+        """
         several = trainer.world_size > 1
-        for name, metric in self.metrics.items():
+        for name, metric in self._now.items():
             value = metric.compute()
             pl_module.log(f"{stage}/{name}", value, prog_bar=name == "bleu", sync_dist=several, batch_size=1)
             self.scores[f"{stage}/{name}"] = float(value)
-        for name, signature in self.signatures.items():
-            rank_zero_info(f"{stage}/{name} {self.scores[f'{stage}/{name}']:.2f} ({signature})")
+        gathered = self._counts.gather(pl_module.device) if self._counts else {}
+        intervals = {}
+        for name, metric in self._now.items():
+            if not isinstance(metric, CorpusScore) or not trainer.is_global_zero:
+                continue
+            text = f"{stage}/{name} {self.scores[f'{stage}/{name}']:.2f}"
+            if name in gathered:
+                intervals[name] = metric.interval(gathered[name])
+                text += f", 95 % interval {intervals[name].low:.2f} to {intervals[name].high:.2f}"
+            rank_zero_info(f"{text} ({metric.interval_signature() if name in gathered else metric.signature})")
         if self._samples:
             samples = "\n\n".join(self.format(*sample) for sample in self._samples)
             pl_module.print(f"\n{samples}\n")
+        return intervals
+
+    def _described(self, intervals: dict[str, Interval]) -> dict[str, Any]:
+        """The part of the file of scores that the trainer does not know."""
+        scores = {
+            name: describe_score(self.scores[f"test/{name}"], metric, intervals.get(name))
+            for name, metric in self._now.items()
+        }
+        search = {name: getattr(self.search, name) for name in ("beam_size", "length_penalty", "max_extra_length")}
+        return {"scores": scores, "search": search, "config": self.config}
 
     def format(self, number: int, source: str, reference: str, translation: str) -> str:
         """How a sample is printed."""
         return f"sentence {number}\n  source       {source}\n  reference    {reference}\n  translation  {translation}"
+
+
+def named_metrics(metric: Metric | list[Metric] | None) -> dict[str, Metric]:
+    """The metrics by the names that they are logged under.
+
+    Raises:
+        ValueError: If two have the same name.
+    """
+    found: dict[str, Metric] = {}
+    for one in metric if isinstance(metric, list) else [metric] if metric else []:
+        name = getattr(one, "name", type(one).__name__.lower())
+        if name in found:
+            raise ValueError(f"two metrics are named {name!r}; give one of them another name")
+        found[name] = one
+    return found

@@ -213,18 +213,22 @@ def sentence_numbers(batch: TranslationBatch) -> list[int]:
     return batch.indices
 
 
-def merge_parts(trainer: L.Trainer, lines: NumberedLines, limit_batches: float | None) -> None:
-    """Ends this process's part; once all processes have, the first one merges them.
+def merge_parts(trainer: L.Trainer, lines: NumberedLines, limit_batches: float | None, quiet: bool = False) -> int:
+    """Ends this process's part; once all processes have, the first one merges them, and knows how many there are.
 
     Args:
         trainer: Who knows the other processes.
         lines: The sentences of this process.
         limit_batches: The trainer's limit: a number of batches, or a share as a float. Under a limit sentences may
             be missing.
+        quiet: Whether nothing is said of it.
     """
     lines.close()
     trainer.strategy.barrier("translations written")
+    count = 0
     if trainer.is_global_zero:
         complete = isinstance(limit_batches, float) and limit_batches == 1.0
         count = lines.merge(allow_gaps=not complete)
-        rank_zero_info(f"wrote the translations of {count} sentences to {lines.path}")
+        if not quiet:
+            rank_zero_info(f"wrote the translations of {count} sentences to {lines.path}")
+    return count

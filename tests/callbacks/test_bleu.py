@@ -1,5 +1,6 @@
 """BLEUEvaluation logs sacrebleu's scores of what the module translates."""
 
+import re
 from pathlib import Path
 
 import lightning as L
@@ -14,18 +15,19 @@ from torchmetrics.text import CharErrorRate
 
 from lit_transformer.callbacks.bleu import BLEUEvaluation
 from lit_transformer.interfaces import InputError
-from lit_transformer.metrics import CorpusBLEU
+from lit_transformer.metrics import CorpusBLEU, CorpusTER, MosesBLEU
 
 REFERENCES = [target for _, target in SENTENCES]
 BLEU = sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES]).score
 CHRF = sacrebleu.corpus_chrf(TRANSLATIONS, [REFERENCES]).score
+TER = sacrebleu.corpus_ter(TRANSLATIONS, [REFERENCES]).score
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
 def test_scores_of_test_equal_sacrebleu(batch_size: int) -> None:
     (result,) = trainer(BLEUEvaluation()).test(Module(), Data(batch_size), verbose=False)
     assert 5 < BLEU < 95
-    assert result == {"test/bleu": pytest.approx(BLEU, abs=1e-6), "test/chrf": pytest.approx(CHRF, abs=1e-6)}
+    assert result == pytest.approx({"test/bleu": BLEU, "test/chrf": CHRF, "test/ter": TER}, abs=1e-6)
 
 
 def test_validation_scores_can_be_monitored_and_kept(tmp_path: Path) -> None:
@@ -66,8 +68,27 @@ def test_samples_pass_by_the_progress_bar(capsys: pytest.CaptureFixture[str], ri
 
 def test_signatures_are_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        trainer(BLEUEvaluation()).test(Module(), Data(), verbose=False)
-    assert f"test/bleu {BLEU:.2f} ({CorpusBLEU().signature})" in caplog.text
+        trainer(BLEUEvaluation(num_samples=0), max_epochs=1).fit(Module(), Data())
+    assert f"val/bleu {BLEU:.2f} ({CorpusBLEU().signature})" in caplog.text
+    assert "val/ter" not in caplog.text  # too slow for in between
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize(("command", "stage"), [("test", "test"), ("validate", "val")])
+def test_scores_are_told_with_sacrebleus_intervals(
+    command: str, stage: str, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorers = {"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF(), "ter": sacrebleu.TER()}
+    with caplog.at_level("INFO"):
+        getattr(trainer(BLEUEvaluation()), command)(Module(), Data(batch_size), verbose=False)
+    for name, scorer in scorers.items():
+        expected = scorer.corpus_score(TRANSLATIONS, [REFERENCES], n_bootstrap=1000)
+        told = re.search(rf"{stage}/{name} ([\d.]+), 95 % interval ([\d.]+) to ([\d.]+) \((.*)\)", caplog.text)
+        assert told, name
+        value, low, high = (float(number) for number in told.groups()[:3])
+        assert value == pytest.approx(expected.score, abs=0.006)
+        assert (high - low) / 2 == pytest.approx(expected._ci, abs=0.011)
+        assert told.group(4) == str(scorer.get_signature())
 
 
 def test_sanity_check_translates_one_sentence_and_scores_nothing() -> None:
@@ -112,11 +133,25 @@ def test_a_further_metric_and_one_in_place_of_bleu() -> None:
     assert result["test/bleu"] == pytest.approx(sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES], lowercase=True).score)
 
 
+def test_several_further_metrics() -> None:
+    further = [CorpusBLEU("none", lowercase=True, name="multi30k"), MosesBLEU("de"), CorpusTER(name="ter")]
+    fit = trainer(BLEUEvaluation(metric=further, num_samples=0), max_epochs=1)
+    fit.fit(Module(), Data())
+    names = {name for name in fit.callback_metrics if name.startswith("val/")}
+    assert names == {"val/bleu", "val/chrf", "val/multi30k", "val/moses_bleu", "val/ter"}  # TER where it is asked for
+    assert fit.callback_metrics["val/ter"].item() == pytest.approx(TER)
+    tokenised = sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES], tokenize="none", lowercase=True, force=True).score
+    assert fit.callback_metrics["val/multi30k"].item() == pytest.approx(tokenised)
+    with pytest.raises(ValueError, match="two metrics are named 'moses_bleu'"):
+        BLEUEvaluation(metric=[MosesBLEU("de"), MosesBLEU("de", split_hyphens=True)])
+
+
 def test_translations_are_written_in_the_order_of_the_corpus(tmp_path: Path) -> None:
     output = tmp_path / "new" / "test.de"
     trainer(BLEUEvaluation(output_path=output)).test(Module(), Data(), verbose=False)
     assert output.read_text(encoding="utf-8").split("\n") == [*TRANSLATIONS, ""]
-    assert list(output.parent.iterdir()) == [output]
+    assert (output.parent / "test.ref.txt").read_text(encoding="utf-8").split("\n") == [*REFERENCES, ""]
+    assert {path.name for path in output.parent.iterdir()} == {"test.de", "test.ref.txt", "test.scores.json"}
 
 
 def test_a_broken_run_leaves_nothing(tmp_path: Path) -> None:

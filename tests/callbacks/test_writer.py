@@ -160,6 +160,7 @@ def _run_in_process(rank: int, folder: str, port: int) -> None:
     trainer(writer, **options).predict(Module(), datamodule=Data(2), return_predictions=False)
     (result,) = trainer(evaluation, **options).test(Module(), Data(2), verbose=False)
     Path(folder, f"scores{rank}").write_text(json.dumps(result))
+    evaluation = BLEUEvaluation(output_path=f"{folder}/again")
     (result,) = trainer(evaluation, **options).test(Module(), Data(7), verbose=False)  # nothing for the second process
     Path(folder, f"again{rank}").write_text(json.dumps(result))
 
@@ -174,9 +175,15 @@ def test_two_processes_write_and_score_the_whole_corpus(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(_run_in_process, args=(str(tmp_path), port), nprocs=2)
-    for name in ("predict", "test"):
+    for name in ("predict", "test", "again"):
         assert (tmp_path / name).read_text(encoding="utf-8").split("\n") == [*TRANSLATIONS, ""]
     expected = sacrebleu.corpus_bleu(TRANSLATIONS, [[target for _, target in SENTENCES]]).score
     for name in ("scores0", "scores1", "again0", "again1"):
         assert json.loads((tmp_path / name).read_text())["test/bleu"] == pytest.approx(expected, abs=1e-9)
-    assert len(list(tmp_path.iterdir())) == 6  # no parts are left
+    trainer(BLEUEvaluation(output_path=tmp_path / "alone")).test(Module(), Data(2), verbose=False)
+    alone, test, again = (
+        json.loads((tmp_path / f"{name}.scores.json").read_text()) for name in ("alone", "test", "again")
+    )
+    assert alone["scores"] == test["scores"] == again["scores"]  # intervals too
+    assert (alone["num_sentences"], test["num_sentences"], test["device"]) == (7, 7, "2 x cpu")
+    assert len(list(tmp_path.iterdir())) == 5 + 3 * 3  # no parts are left

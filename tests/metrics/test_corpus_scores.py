@@ -1,45 +1,20 @@
 """Corpus scores equal sacrebleu's, however the corpus is cut into batches and dealt over processes."""
 
 import pickle
-import random
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sacrebleu
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentences import corpus
 from torch import distributed, multiprocessing
 
-from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore
-
-
-def corpus(size: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """References of random words, and hypotheses that change a third of them and lose some."""
-    rng = random.Random(seed)
-    words = [
-        "the",
-        "cat",
-        "Cat",
-        "sat",
-        "on",
-        "a",
-        "mat,",
-        "don't",
-        "고양이를",
-        "좋아해",
-        "Männer",
-        "3.14",
-        "(so)",
-        ".",
-    ]
-    references = [" ".join(rng.choices(words, k=rng.randint(1, 14))) for _ in range(size)]
-    hypotheses = [
-        " ".join(rng.choice(words) if rng.random() < 0.3 else w for w in r.split() if rng.random() > 0.05)
-        for r in references
-    ]
-    return hypotheses, references
+from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore, CorpusTER
 
 
 def scored(metric: CorpusScore, hypotheses: list[str], references: list[str], batch_size: int) -> float:
@@ -97,6 +72,27 @@ def test_chrf_equals_sacrebleu(options: dict[str, int], batch_size: int) -> None
     assert metric.signature == str(scorer.get_signature())
 
 
+TER_OPTIONS: list[dict[str, bool]] = [
+    {},
+    {"case_sensitive": True},
+    {"normalized": True, "no_punct": True},
+    {"normalized": True, "no_punct": True, "asian_support": True},
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("options", TER_OPTIONS)
+def test_ter_equals_sacrebleu(options: dict[str, bool], batch_size: int) -> None:
+    hypotheses, references = corpus(100)
+    scorer = sacrebleu.TER(**options)  # type: ignore[arg-type]
+    expected = scorer.corpus_score(hypotheses, [references]).score
+    metric = CorpusTER(**options)  # type: ignore[arg-type]
+    assert 5 < expected < 95
+    assert scored(metric, hypotheses, references, batch_size) == pytest.approx(expected, abs=1e-9)
+    assert metric.signature == str(scorer.get_signature())
+    assert not metric.higher_is_better
+
+
 def test_signature_says_how_it_was_scored() -> None:
     scorer = sacrebleu.BLEU(tokenize="char", lowercase=True)
     scorer.corpus_score(["a"], [["a"]])
@@ -104,16 +100,22 @@ def test_signature_says_how_it_was_scored() -> None:
     assert CorpusBLEU().signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
 
 
-@pytest.mark.parametrize("metric", [CorpusBLEU(), CorpusChrF()])
-def test_empty_and_hopeless_sentences_count(metric: CorpusScore) -> None:
+@pytest.mark.parametrize(
+    ("metric", "scorer"),
+    [
+        (CorpusBLEU(), sacrebleu.corpus_bleu),
+        (CorpusChrF(), sacrebleu.corpus_chrf),
+        (CorpusTER(), sacrebleu.corpus_ter),
+    ],
+)
+def test_empty_and_hopeless_sentences_count(metric: CorpusScore, scorer: Callable[..., Any]) -> None:
     hypotheses, references = ["", "the cat sat on the mat", "???"], ["gone", "the cat sat on the mat", ""]
-    scorer = sacrebleu.corpus_bleu if isinstance(metric, CorpusBLEU) else sacrebleu.corpus_chrf
     assert scored(metric, hypotheses, references, 1) == pytest.approx(scorer(hypotheses, [references]).score, abs=1e-9)
     metric.reset()
     assert scored(metric, [""], [""], 1) == 0.0
 
 
-@pytest.mark.parametrize("metric_class", [CorpusBLEU, CorpusChrF])
+@pytest.mark.parametrize("metric_class", [CorpusBLEU, CorpusChrF, CorpusTER])
 def test_counts_stay_whole_numbers(metric_class: type[CorpusScore]) -> None:
     hypotheses, references = corpus(40)
     plain, converted = metric_class(), metric_class()
@@ -142,6 +144,8 @@ def test_bad_use_is_named() -> None:
         CorpusBLEU(max_ngram_order=0)
     with pytest.raises(ValueError, match="got char_order=0 and word_order=0"):
         CorpusChrF(char_order=0)
+    with pytest.raises(ValueError, match=r"tokenize=ko-mecab: .* pip install sacrebleu\[ko\]"):
+        CorpusBLEU(tokenize="ko-mecab")
     metric = CorpusBLEU()
     with pytest.raises(ValueError, match="got 2 hypotheses, 1 references"):
         metric.update(["a", "b"], ["a"])
@@ -156,7 +160,7 @@ def _score_in_process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     hypotheses, references = corpus(31)
-    metrics = [CorpusBLEU(), CorpusChrF()]
+    metrics = [CorpusBLEU(), CorpusChrF(), CorpusTER()]
     for metric in metrics:
         metric.update([], [])
         for start in range(0, 31, 4):
@@ -174,6 +178,7 @@ def test_two_processes_score_the_whole_corpus(tmp_path: Path) -> None:
     expected = [
         sacrebleu.corpus_bleu(hypotheses, [references]).score,
         sacrebleu.corpus_chrf(hypotheses, [references]).score,
+        sacrebleu.corpus_ter(hypotheses, [references]).score,
     ]
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, abs=1e-9)
