@@ -34,7 +34,7 @@ def paper_adam(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=(512 * 4000) ** -0.5, betas=(0.9, 0.98), eps=1e-9)
 
 
-def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool) -> TypeGuard[Transformer]:
+def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> TypeGuard[Transformer]:
     """Whether logits are features times a matrix, as in our network unless someone changed just that."""
     if not isinstance(network, Transformer):
         return False
