@@ -22,6 +22,9 @@ Rows = list[int]  # positions of sentence pairs in their pool
 class Sentences(Protocol):
     """Lists of ids, wherever they are kept."""
 
+    def __len__(self) -> int:
+        """Number of lists."""
+
     def pad(self, rows: Sequence[int]) -> Tensor:
         """The chosen lists, padded on the right to the longest of them, ``(rows, longest)``."""
 

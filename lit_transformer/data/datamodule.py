@@ -15,7 +15,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.cache import CachedPools, TokenCache, write_or_open_cache
+from lit_transformer.data.cache import TokenCache, write_or_open_cache
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
@@ -211,11 +212,7 @@ class TranslationDataModule(L.LightningDataModule):
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
             return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes)
-        pools = CachedPools(self._cache(self.cache_path), *settings)
-        if pools.dropped:
-            logger.info("%s: dropped %s sentence pairs", self.cache_path, _listed_counts(pools.dropped))
-        self.dropped = Counter(pools.dropped)
-        return pools
+        return CachedPools(self._cache(self.cache_path), *settings)
 
     def _cache(self, path: str) -> TokenCache:
         return write_or_open_cache(path, self._need("train"), self.tokenizer)
@@ -262,7 +259,7 @@ class TranslationDataModule(L.LightningDataModule):
     def _count(self, pool: Pool) -> None:
         self.dropped.update(pool.dropped)
         if pool.dropped:
-            reasons = _listed_counts(pool.dropped)
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(pool.dropped.items()))
             lane = f"lane {pool.lane}, " if self.num_lanes > 1 else ""
             message = "epoch %d, %spool %d: dropped %s sentence pairs"
             logger.info(message, pool.epoch, lane, pool.place["pool"], reasons)
@@ -362,10 +359,6 @@ class TranslationDataModule(L.LightningDataModule):
                 f"the checkpoint cannot be resumed because its place in the training stream is lost: "
                 f"{'; '.join(changed)}; restore the old setting or start a new run"
             )
-
-
-def _listed_counts(dropped: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

@@ -14,7 +14,8 @@ from simulated import Letters, Numbers, ranks, sequence, texts
 from test_datamodule import Tiny, make_data, make_trainer, run, same_weights, write_corpus
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.cache import CachedPools, TokenCache, cache_fingerprint, open_cache, write_or_open_cache
+from lit_transformer.data.cache import TokenCache, cache_fingerprint, open_cache, write_or_open_cache
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.pools import PoolStream, start_of
 from lit_transformer.data.stream import TrainingBatches
@@ -96,6 +97,16 @@ def test_epochs_shuffle_the_whole_text(tmp_path):
     assert {text for batch, _ in zip(stream_of(plain), range(3), strict=False) for text in texts(batch)} <= set(
         Numbers(50, "a").texts()
     )
+
+
+def test_shares_repeat_small_corpora_and_leave_no_pair_out(tmp_path):
+    corpora = [Numbers(900, "a"), Numbers(100, "b"), Numbers(60, "c")]
+    cache = write_or_open_cache(tmp_path / "a.arrow", corpora, Letters())
+    assert cache.ends == [900, 1000, 1060]
+    pools = CachedPools(cache, TokenBudgetBatches(60), LengthLimits(60), 50, 7, shares=[2.0, 1.0, 0.1])
+    seen = Counter(text for batch in stream_of(pools) for text in texts(batch))
+    counts = [Counter(seen[text] for text in corpus.texts()) for corpus in corpora]
+    assert counts == [{1: 600, 2: 300}, {6: 100}, {1: 60}]  # 1200, 600 and 60 pairs
 
 
 def stream_of(pools):
@@ -282,7 +293,7 @@ def test_dropped_rows_of_a_cache_are_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="lit_transformer.data.datamodule"):
         make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
     assert data.dropped["overlong"] > 0
-    assert f"{tmp_path}/a.arrow: dropped {data.dropped['overlong']} overlong sentence pairs" in caplog.messages
+    assert f"epoch 0, pool 0: dropped {data.dropped['overlong']} overlong sentence pairs" in caplog.messages
 
 
 def test_nothing_left_is_an_error(tmp_path):
