@@ -82,8 +82,8 @@ class CachedPools(IterableDataset[Any]):
         shares: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.shares = shares
-        self.cache, self.batches, self.pool_size, self.seed, self.repeat = cache, batches, pool_size, seed, repeat
+        self.cache, self.batches, self.pool_size, self.shares = cache, batches, pool_size, shares
+        self.seed, self.repeat = seed, repeat
         self.start, self.lanes = start_of(0), [0]
         self.dropped = Counter(cache.dropped)
         self._kept = np.concatenate([np.empty(0, np.int64), *self._judged(limits)])
@@ -109,16 +109,9 @@ class CachedPools(IterableDataset[Any]):
         rows = order[number * self.pool_size :][: self.pool_size]
         src, tgt = (self.cache.lengths[side][rows] for side in SIDES)
         batches = self.batches(src.tolist(), (tgt - 1).tolist(), f"{self.seed}/{epoch}/0/{number}")
-        sides = [CachedSentences(self.cache, side, rows) for side in SIDES]
-        return Pool(
-            epoch,
-            0,
-            {**lane_start(), "pool": number},
-            sides[0],
-            sides[1],
-            batches,
-            Counter() if number else self.dropped,
-        )
+        src_side, tgt_side = (CachedSentences(self.cache, side, rows) for side in SIDES)
+        place, dropped = {**lane_start(), "pool": number}, Counter() if number else self.dropped
+        return Pool(epoch, 0, place, src_side, tgt_side, batches, dropped)
 
     def _order(self, epoch: int) -> npt.NDArray[Any]:
         """The rows of an epoch, in the order in which they are cut into pools."""
