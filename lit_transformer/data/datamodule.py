@@ -16,7 +16,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.cache import CachedPools, TokenCache, write_or_open_cache
+from lit_transformer.data.cache import TokenCache, write_or_open_cache
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
@@ -236,11 +237,8 @@ class TranslationDataModule(L.LightningDataModule):
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
             return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes, self.mixing, self.on_bad_row)
-        pools = CachedPools(self._cache(self.cache_path), *settings)
-        if pools.dropped:
-            logger.info("%s: left out %s of each epoch", self.cache_path, in_words(pools.dropped))
-        self._dropped = DroppedRows(pools.dropped)
-        return pools
+        shares = self.mixing.shares(corpora) if self.mixing.repeats else None
+        return CachedPools(self._cache(self.cache_path), *settings, shares)
 
     def _cache(self, path: str) -> TokenCache:
         return write_or_open_cache(path, self._need("train"), self.tokenizer, self.on_bad_row)
@@ -298,9 +296,9 @@ class TranslationDataModule(L.LightningDataModule):
         total = self._dropped.begin(pool, self.cursor)
         if pool.dropped:
             lane = f"lane {pool.lane}, " if self.num_lanes > 1 else ""
-            number, rows = pool.dropped.total(), pool.dropped.total() + len(pool.src)
-            message = "epoch %d, %spool %d: left out %s of %s rows; so far %s"
-            logger.info(message, pool.epoch, lane, pool.place["pool"], f"{number:,}", f"{rows:,}", in_words(total))
+            message = "epoch %d, %spool %d: left out %s rows; so far %s"
+            number = f"{pool.dropped.total():,}"
+            logger.info(message, pool.epoch, lane, pool.place["pool"], number, in_words(total))
 
     def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
         """The recipe with the sizes of the data module, where it does not set its own, and the tags of the corpora."""
@@ -324,8 +322,6 @@ class TranslationDataModule(L.LightningDataModule):
             raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
         if self.cache_path is not None and self.num_lanes > 1:
             raise ValueError(f"num_lanes={self.num_lanes} is for streams; with cache_path leave it out")
-        if self.cache_path is not None and self.mixing.repeats:
-            raise ValueError("weights and temperature are for streams: a cache has each sentence once an epoch")
         if self.limits.max_length > self.eval_max_tokens:
             raise ValueError(
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_transformer.data.batching import Rows
-from lit_transformer.data.cache import CachedPools
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.pools import Cursor, LaneEnd, Place, Pool, PoolStream, lane_start, start_of
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.interfaces import TranslationBatch

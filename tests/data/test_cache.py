@@ -14,7 +14,8 @@ from simulated import Letters, Numbers, ranks, sequence, texts
 from test_datamodule import Tiny, make_data, make_trainer, run, same_weights, write_corpus
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.cache import CachedPools, TokenCache, cache_fingerprint, open_cache, write_or_open_cache
+from lit_transformer.data.cache import TokenCache, cache_fingerprint, open_cache, write_or_open_cache
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.pools import PoolStream, start_of
 from lit_transformer.data.stream import TrainingBatches
@@ -98,6 +99,16 @@ def test_epochs_shuffle_the_whole_text(tmp_path):
     )
 
 
+def test_shares_repeat_small_corpora_and_leave_no_pair_out(tmp_path):
+    corpora = [Numbers(900, "a"), Numbers(100, "b"), Numbers(60, "c")]
+    cache = write_or_open_cache(tmp_path / "a.arrow", corpora, Letters())
+    assert cache.ends == [900, 1000, 1060]
+    pools = CachedPools(cache, TokenBudgetBatches(60), LengthLimits(60), 50, 7, shares=[2.0, 1.0, 0.1])
+    seen = Counter(text for batch in stream_of(pools) for text in texts(batch))
+    counts = [Counter(seen[text] for text in corpus.texts()) for corpus in corpora]
+    assert counts == [{1: 600, 2: 300}, {6: 100}, {1: 60}]  # 1200, 600 and 60 pairs
+
+
 def stream_of(pools):
     return TrainingBatches(pools, lambda: start_of(0))
 
@@ -153,7 +164,7 @@ def test_is_reused_and_written_anew_only_for_other_ids(tmp_path, caplog):
     assert letters.sentences == 92
     assert [message.split("because ")[1] for message in caplog.messages if "because" in message] == [
         "it is not there yet",
-        *["text or tokenizer are not the same"] * 2,
+        *["text, tokenizer or on_bad_row are not the same"] * 2,
     ]
     assert "31 rows" in caplog.messages[-1]
     assert sorted(file.name for file in path.parent.iterdir()) == ["a.arrow", "a.arrow.lock"]
@@ -282,13 +293,17 @@ def test_dropped_rows_of_a_cache_are_told(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="lit_transformer.data.datamodule"):
         make_trainer(tmp_path, max_steps=1).fit(Tiny(), data)
     assert data.dropped["overlong"] > 0
-    assert f"{tmp_path}/a.arrow: left out {data.dropped['overlong']:,} overlong of each epoch" in caplog.messages
+    assert f"epoch 0, pool 0: left out {data.dropped['overlong']:,} rows; so far" in caplog.text
 
 
-@pytest.mark.parametrize("mixing", [{"temperature": 2.0}, {"weights": [2.0]}])
-def test_a_cache_and_corpora_that_begin_again_do_not_mix(tmp_path, mixing):
-    with pytest.raises(ValueError, match="weights and temperature are for streams"):
-        make_data(tmp_path, cache_path=str(tmp_path / "a.arrow"), **mixing)
+def test_the_mixing_of_the_data_module_reaches_the_cache(tmp_path):
+    corpora = [write_corpus(tmp_path, rows, name) for name, rows in (("a", 90), ("b", 10))]
+    seen = []
+    for weights in (None, [1.0, 1.0]):
+        data = make_data(tmp_path, train=corpora, cache_path=str(tmp_path / "a.arrow"), weights=weights)
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+        seen.append(sum(len(batch) for batch in data.train_dataloader()))
+    assert seen == [100, 180]
 
 
 def test_nothing_left_is_an_error(tmp_path):

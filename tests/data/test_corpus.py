@@ -330,3 +330,22 @@ def test_zstd_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
     with pytest.raises(CorpusError, match=r"needs the extra 'zstd': pip install 'lit-transformer\[zstd\]'"):
         list(ParallelCorpus(str(tmp_path / "train")))
+
+
+def test_a_place_deep_in_a_parquet_file_is_found_without_reading_what_stands_before(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pairs = [SentencePair(f"en {n}", f"de {n}") for n in range(1000)]
+    pq.write_table(pa.table({"en": [p.src for p in pairs], "de": [p.tgt for p in pairs]}), path, row_group_size=50)
+    corpus = ParallelCorpus(str(path))
+    place = next(place for _, place in corpus.rows(None, 30) if place["row"] == 930)
+    file = pq.read_metadata(path)
+    content = bytearray(path.read_bytes())
+    for group in range(16):  # rows 0 to 799
+        for column in (file.row_group(group).column(number) for number in range(2)):
+            start = column.dictionary_page_offset
+            content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    fresh = ParallelCorpus(str(path))
+    assert [fresh.read_row(row) for rows, _ in fresh.rows(place, 30) for row in rows] == pairs[930:]
+    with pytest.raises(CorpusError, match="cannot read"):
+        next(iter(ParallelCorpus(str(path)).rows(None, 30)))

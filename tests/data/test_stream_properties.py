@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from simulated import Letters, Numbers, ranks, sequence, texts
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.cache import CachedPools, write_or_open_cache
+from lit_transformer.data.cache import write_or_open_cache
+from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.pools import PoolStream, start_of
 from lit_transformer.data.stream import joined
 
