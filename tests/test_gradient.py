@@ -171,15 +171,16 @@ def test_an_incomplete_last_group_is_a_step_of_its_own():
     assert torch.allclose(weights(module), weights(network), atol=3e-5)
 
 
-def test_half_precision_with_a_scaler_is_rescaled_after_unscaling():
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_half_precision_with_a_scaler_is_rescaled_after_unscaling(optimizer):
     from lightning.pytorch.plugins import MixedPrecision
 
-    module = make()
+    module = make(optimizer)
     scaler = torch.amp.GradScaler(device="cpu", init_scale=1024.0)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     plugin.autocast_context_manager = lambda: torch.autocast("cpu", enabled=False)  # the scaler alone is at stake
     train(module, Steps([1, 5]), accumulate_grad_batches=3, plugins=[plugin], gradient_clip_val=0.3)
-    assert torch.allclose(weights(module), by_hand("sgd", clip=0.3)[0], atol=3e-5)
+    assert torch.allclose(weights(module), by_hand(optimizer, clip=0.3)[0], atol=3e-5)
 
 
 RANKS = """

@@ -404,6 +404,32 @@ def test_the_optimizer_is_the_papers() -> None:
     assert sum(p.numel() for p in group["params"]) == sum(p.numel() for p in module.parameters())
 
 
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_is_fused_on_the_cpu_and_stays_adam(kind: type[torch.optim.Adam]) -> None:
+    arguments: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-9, "weight_decay": 0.1}
+    plain, fused = (LitTransformer(Transformer(V, **SMALL), optimizer=lambda p: kind(p, **arguments)) for _ in range(2))
+    fused.load_state_dict(plain.state_dict())
+    optimizer: Any = fused.configure_optimizers()
+    assert optimizer.param_groups[0]["fused"]
+    assert not hasattr(optimizer, "_step_supports_amp_scaling")  # with it Lightning would refuse to clip in float16
+    reference = kind(plain.parameters(), **arguments)
+    for seed in range(5):
+        for module, rule in ((plain, reference), (fused, optimizer)):
+            draw = torch.Generator().manual_seed(seed)
+            for parameter in module.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=draw)
+            rule.step()
+    for expected, found in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("choice", [{"foreach": True}, {"foreach": False}, {"fused": False}, {"capturable": True}])
+def test_an_optimizer_with_a_way_of_its_own_keeps_it(choice: dict[str, bool]) -> None:
+    module = LitTransformer(Transformer(V, **SMALL), optimizer=lambda p: torch.optim.Adam(p, **choice))
+    optimizer: Any = module.configure_optimizers()
+    assert not optimizer.param_groups[0]["fused"]
+
+
 def test_another_optimizer() -> None:
     module = LitTransformer(Transformer(V, **SMALL), optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
     assert isinstance(module.configure_optimizers(), torch.optim.SGD)

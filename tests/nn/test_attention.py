@@ -145,3 +145,20 @@ def test_an_empty_cache_can_be_selected_from():
     cache = KeyValueCache()
     cache.select(torch.tensor([0, 0]))
     assert cache.append(torch.zeros(2, 1, 1, 4), torch.zeros(2, 1, 1, 4))[0].shape == (2, 1, 1, 4)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_under_autocast_go_through_single_precision(is_causal):
+    attention = MultiHeadAttention(16, 2)
+    heads = [torch.randn(3, 2, 6, 8, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+    mask = None if is_causal else padding_mask(torch.tensor([[4] * 6, [4] * 4 + [0] * 2, [4] + [0] * 5]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention.attend(*heads, mask, is_causal)
+        exact = [head.detach().double().requires_grad_() for head in heads]
+    expected = attention.attend(*exact, mask, is_causal)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=2**-8)  # rounded once, at the end
+    for mine, reference in zip(
+        torch.autograd.grad(found.sum(), heads), torch.autograd.grad(expected.sum(), exact), strict=True
+    ):
+        torch.testing.assert_close(mine.double(), reference, atol=1e-6, rtol=2**-8)

@@ -1,0 +1,28 @@
+"""The benchmark script runs from end to end and says what it should, at a size that measures nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "benchmarks" / "training.py"
+NAMES = ["ours+heap", "trainer", "torch", "hf"]
+
+
+@pytest.mark.slow
+def test_training_benchmark_measures_everyone_on_the_same_batches(tmp_path):
+    out = tmp_path / "results.json"
+    size = ["--size", "toy", "--max-tokens", "256", "--threads", "1"]
+    command = [sys.executable, SCRIPT, *size, "--rounds", "2", "--steps", "2", "--json", out, "--contestants", *NAMES]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert all(f"| {name} |" in finished.stdout for name in NAMES)
+    rounds = json.loads(out.read_text())["rounds"]
+    assert list(rounds) == NAMES
+    for name in NAMES:
+        assert [(row["tokens"], row["flops"]) for row in rounds[name]] == [
+            (row["tokens"], row["flops"]) for row in rounds["hf"]
+        ]
+        assert all(abs(loss - 9.5) < 1 for row in rounds[name] for loss in row["losses"])  # log(10000) is 9.2
