@@ -21,6 +21,9 @@ from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+from lit_transformer.nn.inference import PreparedTransformer, obstacle
+from lit_transformer.nn.products import Precision, check_precision
+from lit_transformer.nn.transformer import Transformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 logger = logging.getLogger(__name__)
@@ -102,9 +105,11 @@ class Translator:
         max_tokens: Budget of a batch, in source tokens with padding.
         max_length: Longer source sentences are cut to this many tokens, EOS included, with a warning. A network with
             a ``max_length`` of its own may lower it.
+        precision: Of weights and arithmetic: ``float32``, ``bf16`` (half the memory traffic) or ``int8`` (a quarter,
+            CPUs only). The lower ones are faster and change a few words.
 
     Raises:
-        ValueError: If ``max_tokens`` or ``max_length`` is below 1.
+        ValueError: If ``max_tokens`` or ``max_length`` is below 1, or there is no such precision.
         CheckpointError: If the tokenizer has ids that the network does not know.
     """
 
@@ -115,7 +120,9 @@ class Translator:
         search: Search | None = None,
         max_tokens: int = 4096,
         max_length: int = 512,
+        precision: Precision = "float32",
     ) -> None:
+        check_precision(precision)
         for name, value in {"max_tokens": max_tokens, "max_length": max_length}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 token, got {value}")
@@ -124,6 +131,8 @@ class Translator:
         self.tokenizer = tokenizer
         self.search = search or BeamSearch()
         self.max_tokens = max_tokens
+        self.precision: Precision = precision
+        self._prepared: PreparedTransformer | None = None
         self.max_length = min(max_length, network.max_length or max_length)
 
     @classmethod
@@ -132,7 +141,7 @@ class Translator:
 
         Args:
             path: A ``.ckpt`` file or a folder.
-            options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``.
+            options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``, ``precision``.
 
         Raises:
             CheckpointError: If there is nothing there to translate with.
@@ -271,8 +280,22 @@ class Translator:
 
     @torch.inference_mode()
     def _decode(self, rows: list[list[int]]) -> list[list[Hypothesis]]:
-        device = next(self.network.parameters()).device
-        return self.search(self.network, _padded(rows).to(device))
+        network, device = self._fastest(), next(self.network.parameters()).device
+        is_bf16 = self.precision == "bf16" and network is self.network
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            return self.search(network, _padded(rows).to(device))
+
+    def _fastest(self) -> TranslationNetwork:
+        """The network prepared for searches, or itself where it cannot be prepared."""
+        if self._prepared is not None and self._prepared.is_current():
+            return self._prepared
+        network, reason = self.network, obstacle(self.network)
+        if reason is None and isinstance(network, Transformer):
+            self._prepared = PreparedTransformer(network, self.precision)
+            return self._prepared
+        if self.precision == "int8":
+            raise InputError(f"precision int8 is not possible for this network: {reason}; use bf16 or float32")
+        return network
 
     def _line(self, hypothesis: Hypothesis) -> str:
         """A hypothesis as text on one line."""

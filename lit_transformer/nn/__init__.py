@@ -4,6 +4,7 @@ from lit_transformer.nn.attention import KeyValueCache, MultiHeadAttention, caus
 from lit_transformer.nn.decoder import Decoder, DecoderLayer, LayerMemory, SentenceRows, TransformerState
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
+from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
 from lit_transformer.nn.transformer import AttentionMaps, Transformer
 
@@ -18,6 +19,7 @@ __all__ = [
     "LearnedPositions",
     "MultiHeadAttention",
     "PositionwiseFeedForward",
+    "PreparedTransformer",
     "ResidualNorm",
     "ScaledEmbedding",
     "SentenceRows",

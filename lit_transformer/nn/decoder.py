@@ -109,15 +109,20 @@ class TransformerState(DecoderState):
         picks = rows.tolist()
         if picks == list(range(len(self.rows.owners))):
             return self
-        for layer in self.layers:
-            layer.select_rows(rows)
+        self._select_rows(rows)
         owners = [self.rows.owners[pick] for pick in picks]
+        if owners == self.rows.owners:  # each is replaced by one of its own sentence
+            return self
         kept = sorted(set(owners))
         if len(kept) < self.rows.num_sentences:
             self._select_sentences(torch.tensor(kept, dtype=torch.long, device=rows.device))
         places = {sentence: place for place, sentence in enumerate(kept)}
         self.rows = SentenceRows([places[owner] for owner in owners], len(kept), rows.device)
         return self
+
+    def _select_rows(self, rows: Int[Tensor, "R"]) -> None:
+        for layer in self.layers:
+            layer.select_rows(rows)
 
     def _select_sentences(self, sentences: Int[Tensor, "N"]) -> None:
         for layer in self.layers:
