@@ -89,6 +89,17 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_tokens", type=_positive, default=4096, help="source tokens in a batch (default: 4096)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "int8"),
+        default="float32",
+        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=_positive,
+        help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
+    )
     return parser
 
 
@@ -99,7 +110,12 @@ def translate(options: argparse.Namespace) -> None:
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
     translator = Translator.from_pretrained(
-        options.checkpoint, search=_search(options), max_tokens=options.max_tokens, max_length=options.max_length
+        options.checkpoint,
+        search=_search(options),
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        precision=options.precision,
+        num_workers=options.num_workers,
     ).to(_device(options.device))
     with ExitStack() as stack:
         lines = _given_lines(options.text) if options.text else _read_lines(stack, options.input)

@@ -253,6 +253,11 @@ def test_a_device_that_is_not_here(tiny_run: Path) -> None:
     assert translate(tiny_run, "one", "--device", "cpu").out == "eins\n"
 
 
+@pytest.mark.parametrize("arguments", [["--precision", "int8"], ["--precision", "bf16"], ["--num_workers", "2"]])
+def test_faster_ways_translate_too(tiny_run: Path, arguments: list[str]) -> None:
+    assert translate(tiny_run, "one cat", "two", *arguments).out == "eins Katze\nzwei\n"
+
+
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:
     command = [sys.executable, "-m", "lit_transformer", "translate", str(tiny_run), "--beam_size", "1"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
