@@ -259,17 +259,20 @@ class _DecoderLayer:
 
         def look_back(x: Tensor) -> Tensor:
             num_heads, d_k, _ = self.sizes
-            query, key_value = torch.split(self.query_key_value(x), [num_heads * d_k, newest.size(1)], dim=1)
+            query, key_value = torch.split_with_sizes(self.query_key_value(x), (num_heads * d_k, newest.size(1)), 1)
             newest.copy_(key_value)
             heads = self.attend_back(query.view(-1, num_heads, 1, d_k), keys, values)
             return self.self_output(heads.flatten(1))
 
         def look_at_source(x: Tensor) -> Tensor:
-            attention, rows = self.cross_attention, state.rows
-            query = rows.fold(self.cross_query(x).unsqueeze(1))
-            query = _split_heads(query, attention.num_heads).transpose(1, 2)
-            heads = self.attend_source(query, memory.keys, memory.values, state.mask)
-            return self.cross_output(rows.unfold(heads.transpose(1, 2).flatten(2)).squeeze(1))
+            rows, num_heads, query = state.rows, self.cross_attention.num_heads, self.cross_query(x)
+            if not rows.is_full_grid:
+                query = rows.fold(query.unsqueeze(1))
+            query = query.view(rows.num_sentences, rows.width, num_heads, -1).transpose(1, 2)
+            heads = self.attend_source(query, memory.keys, memory.values, state.mask).transpose(1, 2)
+            if rows.is_full_grid:
+                return self.cross_output(heads.reshape(len(x), -1))
+            return self.cross_output(rows.unfold(heads.flatten(2)).squeeze(1))
 
         x = self.self_residual(x, look_back)
         x = self.cross_residual(x, look_at_source)

@@ -44,17 +44,18 @@ class Product:
         if any(linear.bias is not None for linear in linears):
             parts = [weight.new_zeros(n.out_features) if n.bias is None else n.bias.detach() for n in linears]
             bias = torch.cat(parts).to(dtype)
-        self.size = weight.numel()
+        self._size = weight.numel()
         has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         make = _int8 if precision == "int8" else _packed if has_onednn else _plain
         self._apply = make(weight, bias, relu)
-        is_float = precision == "float32"
-        self._apply_small = _plain(weight, bias, relu) if is_float and weight.numel() < _SMALL else self._apply
+        has_plain = precision == "float32" and self._size < _SMALL
+        self._apply_small = _plain(weight, bias, relu) if has_plain else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The products ``(..., O)`` of inputs ``(..., I)``; ``O`` is the sum of the layers' outputs."""
-        is_small = x.numel() // x.size(-1) * self.size < _SMALL
-        return (self._apply_small if is_small else self._apply)(x)
+        if self._apply_small is not None and x.numel() // x.size(-1) * self._size < _SMALL:
+            return self._apply_small(x)
+        return self._apply(x)
 
 
 def check_precision(precision: str) -> None:

@@ -258,7 +258,8 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[dict[str, A
                 pipe.send(workload)
                 result = pipe.recv()
                 results.setdefault(workload, {}).setdefault(system, []).append(result)
-                print(f"round {number + 1}, {workload}, {system}: {result['rate']:.4g}/s", file=sys.stderr)
+                rates = f"{result['rate']:.4g}/s, per CPU second {result['per_cpu'] or float('nan'):.4g}"
+                print(f"round {number + 1}, {workload}, {system}: {rates}", file=sys.stderr, flush=True)
     for pipe in running.values():
         pipe.send(None)
     return results
