@@ -6,8 +6,9 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
@@ -17,6 +18,8 @@ from lit_transformer.interfaces import InputError
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from rich.progress import Task
+
     from lit_transformer.decoding import BeamSearch
     from lit_transformer.translator import Translation
 
@@ -120,8 +123,8 @@ def translate(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         lines = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
         out = stack.enter_context(_output(options.output))
-        quiet = bool(options.text) or out.isatty()
-        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet), 1):
+        quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
+        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet, total), 1):
             out.writelines(_line(number, one, options) for one in found)
 
 
@@ -203,16 +206,35 @@ def _writing(name: str) -> Iterator[None]:
         raise InputError(f"--output {name} cannot be written: {error.strerror or error}") from None
 
 
-def _with_progress(stack: ExitStack, items: Iterable[list[Translation]], quiet: bool) -> Iterable[list[Translation]]:
-    """Counts the lines on standard error while they come, if a person is watching it."""
+def _with_progress(
+    stack: ExitStack, items: Iterable[list[Translation]], quiet: bool, total: Callable[[], int | None]
+) -> Iterable[list[Translation]]:
+    """Shows on standard error how many lines of how many are done and how fast, if a person is watching it."""
     if quiet or not sys.stderr.isatty():
         return items
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} lines translated"), TimeElapsedColumn())
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f} lines/s")
+
+    number = total()
+    columns = [TextColumn("{task.completed:,} lines translated"), Speed(), TimeElapsedColumn()]
+    if number is not None:
+        columns = [TextColumn("{task.completed:,} of {task.total:,} lines translated"), BarColumn(), *columns[1:]]
+        columns.append(TimeRemainingColumn())
     progress = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-    return progress.track(items, description="", total=None)
+    return progress.track(items, description="", total=number)
+
+
+def _number_of_lines(options: argparse.Namespace) -> int | None:
+    """How many lines the input file has, read once from front to end; None if it is no file."""
+    if options.text or not Path(options.input).is_file():
+        return None
+    with open(options.input, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def attention_parser() -> argparse.ArgumentParser:

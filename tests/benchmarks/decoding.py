@@ -163,7 +163,7 @@ def hf(size: str, precision: str, workers: int, threads: int) -> Decoder:
 
     torch.set_num_threads(threads)
     model = marian(size)
-    forced = {"min_new_tokens": LENGTH, "max_new_tokens": LENGTH, "do_sample": False, "length_penalty": 0.0}
+    forced = {"min_new_tokens": LENGTH, "max_new_tokens": LENGTH, "do_sample": False}
 
     @torch.inference_mode()
     def decode(batches: list[Batch], beam: int) -> list[Batch]:
@@ -171,7 +171,8 @@ def hf(size: str, precision: str, workers: int, threads: int) -> Decoder:
         for batch in batches:
             src = padded(batch, VOCAB_SIZE)
             mask = (src != VOCAB_SIZE).long()
-            found.append(model.generate(input_ids=src, attention_mask=mask, num_beams=beam, **forced)[:, 1:].tolist())
+            options = {**forced, "num_beams": beam} | ({"length_penalty": 0.0} if beam > 1 else {})
+            found.append(model.generate(input_ids=src, attention_mask=mask, **options)[:, 1:].tolist())
         return found
 
     return decode
