@@ -6,8 +6,9 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
@@ -17,6 +18,8 @@ from lit_transformer.interfaces import InputError
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from rich.progress import Task
+
     from lit_transformer.decoding import BeamSearch
     from lit_transformer.translator import Translation
 
@@ -94,6 +97,17 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_tokens", type=_positive, default=4096, help="source tokens in a batch (default: 4096)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "int8"),
+        default="float32",
+        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=_positive,
+        help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
+    )
     return parser
 
 
@@ -104,14 +118,19 @@ def translate(options: argparse.Namespace) -> None:
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
     translator = Translator.from_pretrained(
-        options.checkpoint, search=_search(options), max_tokens=options.max_tokens, max_length=options.max_length
+        options.checkpoint,
+        search=_search(options),
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        precision=options.precision,
+        num_workers=options.num_workers,
     ).to(_device(options.device))
     with ExitStack() as stack:
         given = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
         lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(_output(options.output))
-        quiet = bool(options.text) or out.isatty()
-        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet), 1):
+        quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
+        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet, total), 1):
             out.writelines(_line(number, one, options) for one in found)
 
 
@@ -204,16 +223,35 @@ def _writing(name: str) -> Iterator[None]:
         raise InputError(f"--output {name} cannot be written: {error.strerror or error}") from None
 
 
-def _with_progress(stack: ExitStack, items: Iterable[list[Translation]], quiet: bool) -> Iterable[list[Translation]]:
-    """Counts the lines on standard error while they come, if a person is watching it."""
+def _with_progress(
+    stack: ExitStack, items: Iterable[list[Translation]], quiet: bool, total: Callable[[], int | None]
+) -> Iterable[list[Translation]]:
+    """Shows on standard error how many lines of how many are done and how fast, if a person is watching it."""
     if quiet or not sys.stderr.isatty():
         return items
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} lines translated"), TimeElapsedColumn())
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.1f} lines/s")
+
+    number = total()
+    columns = [TextColumn("{task.completed:,} lines translated"), Speed(), TimeElapsedColumn()]
+    if number is not None:
+        columns = [TextColumn("{task.completed:,} of {task.total:,} lines translated"), BarColumn(), *columns[1:]]
+        columns.append(TimeRemainingColumn())
     progress = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-    return progress.track(items, description="", total=None)
+    return progress.track(items, description="", total=number)
+
+
+def _number_of_lines(options: argparse.Namespace) -> int | None:
+    """How many lines the input file has, read once from front to end; None if it is no file."""
+    if options.text or not Path(options.input).is_file():
+        return None
+    with open(options.input, "rb") as file:
+        return sum(1 for _ in file)
 
 
 def attention_parser() -> argparse.ArgumentParser:

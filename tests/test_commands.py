@@ -1,5 +1,6 @@
 """The commands around a trained model: what they read and write, and what they say and leave behind when they fail."""
 
+import io
 import logging
 import os
 import subprocess
@@ -123,6 +124,29 @@ def test_a_person_at_the_keyboard_is_told_how_to_end(
     os.close(keyboard)
     assert capsys.readouterr().out == "eins\n"
     assert "one in a line; end with Ctrl-D" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+@pytest.mark.parametrize(("source", "words"), [("file", "10 of 10 lines translated"), ("-", "10 lines translated")])
+def test_a_person_watching_sees_how_far_it_is(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
+    lines = "".join(f"{line}\n" for line in LINES).encode()
+    (tmp_path / "file").write_bytes(lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    screen, terminal = os.openpty()
+    with os.fdopen(terminal, "w") as stderr, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        commands.run(["translate", str(tiny_run), "--input", source, "--output", "translated", "--num_workers", "2"])
+        stderr.flush()
+        shown = os.read(screen, 1 << 20).decode()
+    os.close(screen)
+    assert words in shown
+    assert "lines/s" in shown
+    assert (tmp_path / "translated").read_text(encoding="utf-8").count("\n") == 10
 
 
 # What translate writes
@@ -251,6 +275,11 @@ def test_a_bad_option_is_named(tiny_run: Path, arguments: list[str], words: str)
 def test_a_device_that_is_not_here(tiny_run: Path) -> None:
     assert_one_sentence(translate(tiny_run, "one", "--device", "qpu", status=1), "--device qpu cannot be used here")
     assert translate(tiny_run, "one", "--device", "cpu").out == "eins\n"
+
+
+@pytest.mark.parametrize("arguments", [["--precision", "int8"], ["--precision", "bf16"], ["--num_workers", "2"]])
+def test_faster_ways_translate_too(tiny_run: Path, arguments: list[str]) -> None:
+    assert translate(tiny_run, "one cat", "two", *arguments).out == "eins Katze\nzwei\n"
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:

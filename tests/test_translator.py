@@ -1,11 +1,15 @@
 """Translator: equal results from file, run and export; every line in its place; one sentence for what is broken."""
 
+import gzip
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import shutil
+import signal
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -389,3 +393,141 @@ def test_build_network_gives_the_described_one() -> None:
     built = build_network(json.loads(json.dumps(network.spec)))
     assert built.spec == network.spec
     assert math.isclose(sum(p.numel() for p in built.parameters()), sum(p.numel() for p in network.parameters()))
+
+
+# Speed
+
+
+class NamesItsProcess(GreedySearch):
+    """Says which process has searched."""
+
+    def __call__(self, network: Any, src: Any) -> Any:
+        found = super().__call__(network, src)
+        return [[one._replace(score=float(os.getpid())) for one in each] for each in found]
+
+
+def test_the_prepared_network_finds_what_the_plain_one_finds(tiny_run: Path) -> None:
+    """On 500 sentences, and also where the network cannot be prepared."""
+    lines = sentences(500, seed=11, longest=9)
+    for search in (BeamSearch(n_best=2), GreedySearch()):
+        fast, plain = (Translator.from_pretrained(tiny_run, search=search, num_workers=1) for _ in range(2))
+        plain.network.encoder.register_forward_hook(lambda *_: None)
+        expected = list(plain.translate(lines))
+        assert plain._prepared is None
+        for ours, theirs in zip(fast.translate(lines), expected, strict=True):
+            assert [one.text for one in ours] == [one.text for one in theirs]
+            assert [one.score for one in ours] == pytest.approx([one.score for one in theirs], abs=1e-4)
+        assert fast._prepared is not None
+
+
+def test_weights_that_change_are_noticed(tiny_run: Path) -> None:
+    translator, other = (Translator.from_pretrained(tiny_run) for _ in range(2))
+    before = translator(LINES)
+    with torch.no_grad():
+        for parameter in translator.network.parameters():
+            parameter.mul_(-0.5)
+    other.network.load_state_dict(translator.network.state_dict())
+    assert translator(LINES) == other(LINES) != before
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_lower_precisions_translate_nearly_alike(tiny_run: Path, precision: Any) -> None:
+    lines = sentences(200, seed=12)
+    expected = Translator.from_pretrained(tiny_run, num_workers=1)(lines)
+    found = Translator.from_pretrained(tiny_run, num_workers=1, precision=precision)(lines)
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 180
+
+
+def test_precisions_of_a_network_that_cannot_be_prepared(tiny_run: Path) -> None:
+    def hooked(precision: Any) -> Translator:
+        translator = Translator.from_pretrained(tiny_run, precision=precision)
+        translator.network.encoder.register_forward_hook(lambda *_: None)
+        return translator
+
+    assert hooked("bf16")("one cat") == ["eins Katze"]
+    with pytest.raises(InputError, match="int8 is not possible for this network: it has forward hooks; use bf16"):
+        hooked("int8")("one cat")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_workers_find_the_same_in_the_same_order(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 40)
+    lines = [*sentences(70, seed=13), "", *sentences(30, seed=14)]
+    alone = list(Translator.from_pretrained(tiny_run, num_workers=1, max_tokens=60).translate(lines))
+    assert list(Translator.from_pretrained(tiny_run, num_workers=2, max_tokens=60).translate(lines)) == alone
+    spy = Translator.from_pretrained(tiny_run, search=NamesItsProcess(), num_workers=2, max_tokens=20)
+    processes = {best[0].score for best in spy.translate(lines) if best[0].text}
+    assert float(os.getpid()) not in processes
+    assert 1 <= len(processes) <= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_workers_read_one_window_ahead_and_end_with_their_reader(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 4)
+    taken = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield "one"
+
+    results = Translator.from_pretrained(tiny_run, search=GreedySearch(), num_workers=2).translate(endless())
+    assert [next(results)[0].text for _ in range(4)] == ["eins"] * 4
+    assert taken == 8
+    children = multiprocessing.active_children()
+    assert len(children) >= 1
+    results.close()  # type: ignore[attr-defined]
+    assert not any(child.is_alive() for child in children)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_a_worker_that_dies_is_named(tiny_run: Path) -> None:
+    class Fatal(GreedySearch):
+        def __call__(self, network: Any, src: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(InputError, match="a worker process has died"):
+        Translator.from_pretrained(tiny_run, search=Fatal(), num_workers=2)(["one"])
+
+
+def test_workers_are_started_for_many_lines_only(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translator_file, "possible_workers", lambda: 3)
+    translator = Translator.from_pretrained(tiny_run)
+    assert translator._suitable_workers(["one"] * 255) == 1
+    assert translator._suitable_workers(["one"] * 256) == 3
+    translator.network.to("meta")
+    assert translator._suitable_workers(["one"] * 256) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_workers": 0}, "num_workers must be at least 1, got 0"),
+        ({"precision": "fp4"}, "precision must be one of float32, bf16, int8, got 'fp4'"),
+    ],
+)
+def test_bad_options_of_speed_are_errors(tiny_run: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Translator.from_pretrained(tiny_run, **options)
+
+
+@pytest.mark.skipif("MULTI30K" not in os.environ, reason="MULTI30K names no folder with test_2016_flickr.en")
+def test_500_real_sentences_have_the_same_hypotheses(translator: Translator) -> None:
+    path = Path(os.environ["MULTI30K"]) / "test_2016_flickr.en"
+    with path.open(encoding="utf-8") if path.is_file() else gzip.open(f"{path}.gz", "rt", encoding="utf-8") as file:
+        lines = [line.rstrip("\n") for line in islice(file, 500)]
+    assert len(lines) == 500
+    torch.manual_seed(1)
+    network = Transformer(400, num_layers=2, d_model=64, d_ff=128, num_heads=4, tie="none")
+    nn.init.normal_(network.projection.weight, std=0.5)  # away from near ties
+    hooked = Transformer(**network.init_args)
+    hooked.load_state_dict(network.state_dict())
+    hooked.encoder.register_forward_hook(lambda *_: None)
+    for search in (BeamSearch(max_extra_length=5), GreedySearch(max_extra_length=5)):
+        fast, plain = (Translator(one, translator.tokenizer, search, num_workers=1) for one in (network, hooked))
+        expected = plain(lines)
+        assert fast(lines) == expected
+        assert len(set(expected)) > 400

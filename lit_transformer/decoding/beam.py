@@ -6,10 +6,17 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_transformer.decoding.search import next_log_probs, output_caps, require_extra_length, require_finite
+from lit_transformer.decoding.search import (
+    likeliest,
+    next_log_probs,
+    output_caps,
+    require_extra_length,
+    require_finite,
+)
 from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
@@ -53,8 +60,9 @@ class BeamSearch(Search):
     A beam of one is greedy search: there the first EOS ends the sentence.
 
     To change the ranking or the stopping, override ``penalty``, ``score`` or ``is_finished``. A network may rely on
-    how states are selected: rows always come in groups of exactly ``beam_size`` for each open sentence, groups in
-    the order of the sentences, and a row is only ever replaced by one of its own group.
+    how states are selected: the first step, from BOS, has one row for each sentence. From then on rows come in groups
+    of exactly ``beam_size`` for each open sentence, groups in the order of the sentences, and a row is only ever
+    replaced by one of its own sentence.
 
     Source: Vaswani et al. 2017, section 6.1 (beam 4, alpha 0.6, input length + 50); Wu et al. 2016, section 7.
 
@@ -157,7 +165,7 @@ class BeamSearch(Search):
         if len(caps) == 0:
             return []
         beams = _Beams(self, caps)
-        state = network.start(src).select(beams.sentences.repeat_interleave(self.beam_size))
+        state = network.start(src)
         while True:
             logits, state = network.step(beams.tokens.flatten(), state)
             rows = beams.advance(logits)
@@ -212,13 +220,13 @@ class _Beams:
         self.sentences = torch.arange(len(caps), device=caps.device)  # open ones, by row of the source
         self.caps = caps
         self.shortest_cap = int(caps.min())
-        self.tokens = caps.new_full((len(caps), search.beam_size), BOS_ID)
-        self.log_probs = torch.full_like(self.tokens, -float("inf"), dtype=torch.float32)
-        self.log_probs[:, 0] = 0.0  # all places hold BOS: only one may be continued
+        self.tokens = caps.new_full((len(caps), 1), BOS_ID)  # one place at first: BOS is continued once
+        self.log_probs = torch.zeros_like(self.tokens, dtype=torch.float32)
+        self.first_rows = self.sentences.unsqueeze(1)  # of each open sentence, in the batch of the coming step
         self.finished = _Finished.nothing(caps, search.n_best)
         self.num_finished = torch.zeros_like(caps)
         self.results = _Finished.nothing(caps, search.n_best)
-        shape = (int(caps.max()), *self.tokens.shape)
+        shape = (int(caps.max()), len(caps), search.beam_size)
         self.all_tokens = caps.new_full(shape, EOS_ID)
         self.all_parents = caps.new_zeros(shape)
 
@@ -227,13 +235,16 @@ class _Beams:
         self.length += 1
         log_probs, parents, tokens = self._candidates(logits)
         is_eos = tokens == EOS_ID
-        self._finish(log_probs, parents, is_eos)
-        self._continue(log_probs, parents, tokens, is_eos)
+        if is_eos.any():
+            self._finish(log_probs, parents, is_eos)
+            log_probs, places = log_probs.masked_fill(is_eos, -float("inf")).topk(self.search.beam_size, dim=1)
+            parents, tokens = parents.gather(1, places), tokens.gather(1, places)
+        rows = self._continue(log_probs, parents, tokens)
         done = self.search.is_finished(
             self.log_probs[:, 0], self.finished.scores, self.num_finished, self.length, self.caps
         )
-        rows = self.parents + self.search.beam_size * torch.arange(len(done), device=done.device).unsqueeze(1)
-        done = done | (self.caps == self.length)
+        if self.length >= self.shortest_cap:
+            done = done | (self.caps == self.length)
         if done.any():
             rows = rows[self._dismiss(done)]
         return rows.flatten()
@@ -243,18 +254,24 @@ class _Beams:
     ) -> tuple[Float[Tensor, "B C"], Int[Tensor, "B C"], Int[Tensor, "B C"]]:
         """Log probability, parent and token of the best continuations, each ``(B, C)``, best first.
 
-        ``C`` is twice the beam: at most ``beam_size`` of them end in EOS, so enough are left to stay open.
+        ``C`` is twice the beam: at most ``beam_size`` of them end in EOS, so enough are left to stay open. Of one
+        hypothesis no more than ``beam_size`` can stay open and one be closed.
         """
-        beam_size = self.search.beam_size
+        beam_size, num_places = self.search.beam_size, self.tokens.size(1)
         at_cap = None
         if self.length >= self.shortest_cap:
-            at_cap = (self.caps == self.length).repeat_interleave(beam_size)
+            at_cap = (self.caps == self.length).repeat_interleave(num_places)
         next_ones = next_log_probs(logits, at_cap, self.search.allow_unknown)
-        width = min(2 * beam_size, next_ones.size(1))
-        best = next_ones.topk(width, dim=1)  # of each row; the best of the sentence are among them
-        totals = self.log_probs.unsqueeze(2) + best.values.view(-1, beam_size, width)
-        log_probs, places = totals.flatten(1).topk(2 * beam_size, dim=1)
-        return log_probs, places // width, best.indices.view(-1, beam_size * width).gather(1, places)
+        width = min(beam_size + 1 if num_places > 1 else 2 * beam_size, next_ones.size(1))
+        values, tokens = likeliest(next_ones, width)  # of each row; the best of the sentence are among them
+        totals = (self.log_probs.unsqueeze(2) + values.view(-1, num_places, width)).flatten(1)
+        tokens = tokens.view(-1, num_places * width)
+        missing = 2 * beam_size - totals.size(1)
+        if missing > 0:  # a beam that is wider than the vocabulary: the rest is dead
+            totals = F.pad(totals, (0, missing), value=-float("inf"))
+            tokens = F.pad(tokens, (0, missing), value=EOS_ID)
+        log_probs, places = totals.topk(2 * beam_size, dim=1)
+        return log_probs, (places // width).clamp_(max=num_places - 1), tokens.gather(1, places)
 
     def _finish(
         self, log_probs: Float[Tensor, "B C"], parents: Int[Tensor, "B C"], is_eos: Bool[Tensor, "B C"]
@@ -268,20 +285,19 @@ class _Beams:
         self.num_finished = self.num_finished + (closed > -float("inf")).sum(dim=1)
 
     def _continue(
-        self,
-        log_probs: Float[Tensor, "B C"],
-        parents: Int[Tensor, "B C"],
-        tokens: Int[Tensor, "B C"],
-        is_eos: Bool[Tensor, "B C"],
-    ) -> None:
-        """Fills the beam with the best candidates ``(B, C)`` that are not closed."""
-        best = log_probs.masked_fill(is_eos, -float("inf")).topk(self.search.beam_size, dim=1)
-        self.log_probs = best.values
-        self.parents = parents.gather(1, best.indices)
+        self, log_probs: Float[Tensor, "B C"], parents: Int[Tensor, "B C"], tokens: Int[Tensor, "B C"]
+    ) -> Int[Tensor, "B N"]:
+        """Fills the beam with the first of the candidates ``(B, C)``, none of them closed; returns their rows."""
+        beam_size = self.search.beam_size
+        self.log_probs, parents = log_probs[:, :beam_size], parents[:, :beam_size]
         # Where fewer continuations exist than places, dead ones fill the beam: show the network no PAD there.
-        self.tokens = tokens.gather(1, best.indices).masked_fill(best.values == -float("inf"), EOS_ID)
-        self.all_tokens[self.length - 1, self.sentences] = self.tokens
-        self.all_parents[self.length - 1, self.sentences] = self.parents
+        self.tokens = tokens[:, :beam_size].masked_fill(self.log_probs == -float("inf"), EOS_ID)
+        self.all_tokens[self.length - 1].index_copy_(0, self.sentences, self.tokens)
+        self.all_parents[self.length - 1].index_copy_(0, self.sentences, parents)
+        rows = self.first_rows + parents
+        if self.length == 1:
+            self.first_rows = self.first_rows * beam_size
+        return rows
 
     def _dismiss(self, done: Bool[Tensor, "B"]) -> Int[Tensor, "B2"]:
         """Stores the results of the sentences that are done ``(B,)``; returns the places of the others."""
@@ -291,7 +307,8 @@ class _Beams:
         self.finished = _Finished(*(values[stay] for values in self.finished))
         self.sentences, self.caps, self.num_finished = self.sentences[stay], self.caps[stay], self.num_finished[stay]
         self.tokens, self.log_probs = self.tokens[stay], self.log_probs[stay]
-        self.shortest_cap = int(self.caps.min()) if len(self.caps) else 0
+        self.first_rows = self.first_rows[: len(stay)]
+        self.shortest_cap = int(self.caps.min()) if len(stay) else 0
         return stay
 
     def hypotheses(self) -> list[list[Hypothesis]]:

@@ -27,6 +27,10 @@ class SentenceRows:
         num_sentences: Number of sentences, ``N``.
         device: Where the rows live.
 
+    Attributes:
+        width: Most rows of one sentence, ``G``.
+        is_full_grid: Whether every sentence has as many, in the order of the sentences.
+
     Example:
         >>> rows = SentenceRows([0, 0, 1], num_sentences=2)
         >>> grid = rows.fold(torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1))
@@ -46,8 +50,8 @@ class SentenceRows:
         for owner in owners:
             slots.append(owner * self.width + counts[owner])
             counts[owner] += 1
-        is_full_grid = slots == list(range(num_sentences * self.width))
-        self._slots = None if is_full_grid else torch.tensor(slots, dtype=torch.long, device=device)
+        self.is_full_grid = slots == list(range(num_sentences * self.width))
+        self._slots = None if self.is_full_grid else torch.tensor(slots, dtype=torch.long, device=device)
 
     def fold(self, tokens: Float[Tensor, "R 1 D"]) -> Float[Tensor, "N G D"]:
         """Sets rows ``(R, 1, D)`` into the grid ``(N, G, D)``; empty places hold zeros."""
@@ -109,15 +113,20 @@ class TransformerState(DecoderState):
         picks = rows.tolist()
         if picks == list(range(len(self.rows.owners))):
             return self
-        for layer in self.layers:
-            layer.select_rows(rows)
+        self._select_rows(rows)
         owners = [self.rows.owners[pick] for pick in picks]
+        if owners == self.rows.owners:  # each is replaced by one of its own sentence
+            return self
         kept = sorted(set(owners))
         if len(kept) < self.rows.num_sentences:
             self._select_sentences(torch.tensor(kept, dtype=torch.long, device=rows.device))
         places = {sentence: place for place, sentence in enumerate(kept)}
         self.rows = SentenceRows([places[owner] for owner in owners], len(kept), rows.device)
         return self
+
+    def _select_rows(self, rows: Int[Tensor, "R"]) -> None:
+        for layer in self.layers:
+            layer.select_rows(rows)
 
     def _select_sentences(self, sentences: Int[Tensor, "N"]) -> None:
         for layer in self.layers:

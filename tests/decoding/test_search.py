@@ -5,7 +5,7 @@ import torch
 from toy_networks import PrefixNetwork, real_tokens, sources
 
 from lit_transformer.decoding import BeamSearch, GreedySearch, Search
-from lit_transformer.decoding.search import next_log_probs, output_caps
+from lit_transformer.decoding.search import likeliest, next_log_probs, output_caps
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 NEVER = -float("inf")
@@ -126,3 +126,16 @@ def test_negative_extra_length_is_an_error():
         GreedySearch(max_extra_length=-1)
     with pytest.raises(ValueError, match="max_extra_length must be 0 tokens or more, got -2"):
         BeamSearch(max_extra_length=-2)
+
+
+@pytest.mark.parametrize("vocab_size", [9, 640, 1000, 1024])
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("num_rows", [1, 130])
+def test_the_likeliest_are_what_topk_finds(vocab_size, count, num_rows):
+    log_probs = torch.randn(num_rows, vocab_size).log_softmax(dim=1)
+    log_probs[:, 3] = -float("inf")
+    log_probs[-1, 5:] = -float("inf")  # as at the cap: few are possible
+    values, indices = likeliest(log_probs, count)
+    torch.testing.assert_close(values, log_probs.topk(count, dim=1).values, rtol=0, atol=0)
+    torch.testing.assert_close(log_probs.gather(1, indices), values, rtol=0, atol=0)
+    assert all(len(set(row)) == count for row in indices.tolist())

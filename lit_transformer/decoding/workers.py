@@ -1,0 +1,98 @@
+"""Processes that search side by side, one core each."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import torch
+from torch import Tensor
+
+from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+
+_Found = list[list[Hypothesis]]
+_MOST = 16  # workers that are started without being asked for
+_searcher: Callable[[Tensor], _Found]  # of a worker process
+
+
+def possible_workers() -> int:
+    """How many workers can search side by side: one for each core that this process may use, on Linux only."""
+    return min(len(os.sched_getaffinity(0)), _MOST) if sys.platform == "linux" else 1
+
+
+class SearchWorkers:
+    """Several processes, forked from this one, that share the network's memory and search one batch each.
+
+    A core that works on a batch of its own does more than two cores that share one: they need not wait for each other
+    after every product. The hypotheses are those that a search in this process finds.
+
+    Args:
+        search: How to decode.
+        network: On the CPU, in evaluation mode; its weights are neither copied nor changed.
+        num_workers: Number of processes, each with one thread.
+
+    Raises:
+        InputError: If processes cannot be forked here, or one of them has died.
+
+    Example:
+        >>> from lit_transformer.decoding import GreedySearch
+        >>> from lit_transformer.nn import Transformer
+        >>> network = Transformer(vocab_size=32, num_layers=1, d_model=16, d_ff=32, num_heads=2).eval()
+        >>> workers = SearchWorkers(GreedySearch(), network, num_workers=2)  # doctest: +SKIP
+        >>> workers.submit(torch.tensor([[5, 6, 3]]))()  # doctest: +SKIP
+    """
+
+    def __init__(self, search: Search, network: TranslationNetwork, num_workers: int) -> None:
+        if sys.platform != "linux":
+            raise InputError(f"{num_workers} workers need Linux; leave num_workers out to search in one process")
+        context = multiprocessing.get_context("fork")  # passes everything on as it is, without a copy
+        self._pool = ProcessPoolExecutor(num_workers, context, _begin, (search, network, os.getpid()))
+
+    def submit(self, src: Tensor) -> Callable[[], _Found]:
+        """Queues the source ids ``(B, S)``; returns a function that waits for their hypotheses."""
+        with warnings.catch_warnings():  # about threads: torch's are idle, and a worker uses none of them
+            warnings.filterwarnings("ignore", ".*multi-threaded, use of fork.*", DeprecationWarning)
+            try:
+                return _waiter(self._pool.submit(_search, src.tolist()))
+            except BrokenProcessPool:
+                raise InputError(_DIED) from None
+
+    def close(self) -> None:
+        """Forgets what is queued and ends the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+_DIED = "a worker process has died, perhaps for lack of memory; try fewer workers or a smaller max_tokens"
+
+
+def _waiter(future: Future[_Found]) -> Callable[[], _Found]:
+    def wait() -> _Found:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            raise InputError(_DIED) from None
+
+    return wait
+
+
+def _begin(search: Search, network: TranslationNetwork, parent: int) -> None:
+    """Makes a forked process a worker: one thread, and no life of its own when the parent or the user stops."""
+    global _searcher
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a parent that is killed leaves nobody behind
+    if os.getppid() != parent:
+        os._exit(1)
+    torch.set_num_threads(1)
+    _searcher = lambda src: search(network, src)  # noqa: E731
+
+
+@torch.inference_mode()
+def _search(rows: list[list[int]]) -> _Found:
+    return _searcher(torch.tensor(rows))
