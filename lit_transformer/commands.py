@@ -46,7 +46,8 @@ def command_parser(name: str, description: str, epilog: str) -> CommandParser:
     )
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A whole number above 0, from the command line."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
@@ -77,7 +78,7 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", default="-", metavar="FILE", help="file of lines, UTF-8 (default: standard input)")
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument(
-        "--beam_size", type=_positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
+        "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
     )
     parser.add_argument(
         "--length_penalty",
@@ -90,12 +91,10 @@ def translate_parser() -> argparse.ArgumentParser:
         metavar="TAG",
         help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
     )
-    parser.add_argument("--n_best", type=_positive, default=1, help="translations for each line (default: 1)")
+    parser.add_argument("--n_best", type=positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
-    parser.add_argument(
-        "--max_length", type=_positive, default=512, help="longest source line in tokens (default: 512)"
-    )
-    parser.add_argument("--max_tokens", type=_positive, default=4096, help="source tokens in a batch (default: 4096)")
+    parser.add_argument("--max_length", type=positive, default=512, help="longest source line in tokens (default: 512)")
+    parser.add_argument("--max_tokens", type=positive, default=4096, help="source tokens in a batch (default: 4096)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     parser.add_argument(
         "--precision",
@@ -105,7 +104,7 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--num_workers",
-        type=_positive,
+        type=positive,
         help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
     )
     return parser
@@ -300,7 +299,7 @@ def average_parser() -> argparse.ArgumentParser:
         "  lit-transformer average a.ckpt b.ckpt c.ckpt --output averaged.ckpt",
     )
     parser.add_argument("checkpoints", nargs="+", help="checkpoint files, or the folder of a run")
-    parser.add_argument("--last", type=_positive, default=5, help="how many of a folder's newest (default: 5)")
+    parser.add_argument("--last", type=positive, default=5, help="how many of a folder's newest (default: 5)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
     return parser
 

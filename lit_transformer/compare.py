@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_transformer.commands import _positive, command_parser
+from lit_transformer.commands import command_parser, positive
 from lit_transformer.interfaces import InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", metavar="FILE", help="what people wrote, one a line (*.scores.json tells it)")
     parser.add_argument("--tokenize", help="sacrebleu's name of BLEU's words (default: as in *.scores.json, or 13a)")
     parser.add_argument("--lowercase", action="store_true", help="ignore case")
-    parser.add_argument("--num_resamples", type=_positive, default=1000, help="test sets drawn (default: 1000)")
+    parser.add_argument("--num_resamples", type=positive, default=1000, help="test sets drawn (default: 1000)")
     return parser
 
 
@@ -92,8 +92,7 @@ def read_system(name: str) -> System:
     try:
         content: dict[str, Any] = json.loads("\n".join(read_lines(name)))
         files = [str(Path(name).parent / content[key]) for key in ("hypotheses", "references")]
-        signature = dict(part.split(":", 1) for part in content["scores"]["bleu"]["signature"].split("|"))
-        settings = signature["tok"], signature["case"]
+        settings = _read_settings(name, content["scores"]["bleu"]["signature"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -137,19 +136,33 @@ def _references(systems: list[System], given: str | None) -> list[str]:
 
 def _settings(systems: list[System], options: argparse.Namespace) -> tuple[str, bool]:
     """How BLEU splits words and whether it ignores case: as the options say, or else as the files of scores do."""
-    stored = {system.settings for system in systems if system.settings}
-    if options.tokenize:
-        return options.tokenize, options.lowercase
-    if len(stored) > 1:
-        kinds = " and ".join(sorted(f"tok:{tokens} case:{case}" for tokens, case in stored))
-        raise InputError(f"BLEU was not counted in the same way ({kinds}); choose with --tokenize and --lowercase")
-    tokens, case = stored.pop() if stored else ("13a", "mixed")
-    return _tokenization(tokens), options.lowercase or case == "lc"
+    stored = [system.settings for system in systems if system.settings]
+    tokens = options.tokenize or _agreed("tok", {tokens for tokens, _ in stored} or {"13a"}, "--tokenize")
+    is_lower = options.lowercase or _agreed("case", {case for _, case in stored} or {"mixed"}, "--lowercase") == "lc"
+    return tokens, is_lower
+
+
+def _agreed(key: str, values: set[str], option: str) -> str:
+    if len(values) > 1:
+        kinds = " and ".join(f"{key}:{value}" for value in sorted(values))
+        raise InputError(f"BLEU was not counted in the same way ({kinds}); choose with {option}")
+    return values.pop()
 
 
 def _tokenization(signed: str) -> str:
     """The name by which sacrebleu knows what stands in a signature, where some name their dictionary too."""
     return "ko-mecab" if signed.startswith("ko-mecab") else "ja-mecab" if signed.startswith("ja-mecab") else signed
+
+
+def _read_settings(name: str, signature: str) -> tuple[str, str]:
+    """How BLEU was counted, by its signature, if it can be counted so again."""
+    parts = dict(part.split(":", 1) for part in signature.split("|"))
+    if "sacremoses" in parts or parts.get("smooth", "exp") != "exp":
+        raise InputError(
+            f"{name} has a BLEU of another kind than sacrebleu's usual one ({signature}); compare the files of "
+            "translations, with --reference"
+        )
+    return _tokenization(parts["tok"]), parts["case"]
 
 
 def table(found: dict[str, PairedScores], num_sentences: int) -> str:

@@ -31,6 +31,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     """Everything that a run logged into CSV files, by name.
 
     A run that was resumed has a file for each start; where two of them speak of the same step, the later one counts.
+    What ``validate`` and ``test`` logged into the folder is passed over.
 
     Args:
         run: The folder of the run, or of its logs, or one ``metrics.csv``.
@@ -43,17 +44,23 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
     """
     path = Path(run)
     files = [path] if path.is_file() else sorted(path.rglob("metrics.csv"), key=_version)
-    if not files:
-        raise InputError(f"{path} holds no metrics.csv, which fit writes with CSVLogger; name the folder of a run")
     curves: dict[str, Curve] = {}
     for file in files:
-        with file.open(encoding="utf-8", newline="") as lines:
-            table = csv.DictReader(lines)
-            if "step" not in (table.fieldnames or ()):
-                raise InputError(f"{file} is no table of metrics: it has no column named step")
+        _read(file, curves, is_given=file == path)
+    if not curves:
+        raise InputError(f"{path} holds no metrics.csv of a training, which fit writes; name the folder of a run")
+    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
+
+
+def _read(file: Path, curves: dict[str, Curve], is_given: bool) -> None:
+    with file.open(encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines)
+        names = table.fieldnames or ()
+        if "step" not in names:
+            raise InputError(f"{file} is no table of metrics: it has no column named step")
+        if is_given or any(name.startswith("train/") for name in names):
             for row in table:
                 _add(curves, row, file)
-    return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 
 def _add(curves: dict[str, Curve], row: dict[str, str], file: Path) -> None:

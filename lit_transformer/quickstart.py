@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from lit_transformer.commands import CommandParser, _positive, command_parser
+from lit_transformer.commands import CommandParser, command_parser, positive
 from lit_transformer.interfaces import InputError
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
@@ -35,7 +35,7 @@ def quickstart_parser() -> CommandParser:
         "About three minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
     )
     parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER", help="default: runs/quickstart")
-    parser.add_argument("--max_steps", type=_positive, help="fewer steps, for a quick look at the machinery")
+    parser.add_argument("--max_steps", type=positive, help="fewer steps, for a quick look at the machinery")
     return parser
 
 

@@ -143,7 +143,7 @@ class TranslationCLI(LightningCLI):
             "--overwrite",
             type=bool,
             default=False,
-            help="Lets fit delete the checkpoints of an earlier run in its folder.",
+            help="Lets fit delete the checkpoints and logs of an earlier run in its folder.",
         )
         parser.set_defaults({"model": MODEL_DEFAULT, "data": DATA_DEFAULT, **CALLBACK_DEFAULTS})
         network = "model.init_args.network.init_args"
@@ -261,6 +261,7 @@ class TranslationCLI(LightningCLI):
                 "--overwrite true, or choose another --trainer.default_root_dir"
             )
         shutil.rmtree(folder)
+        shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
 
     def before_validate(self) -> None:
         """Looks at the text first."""

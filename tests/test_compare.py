@@ -79,7 +79,7 @@ def test_files_of_scores_tell_references_and_settings(folder: Path) -> None:
     assert [row[1:] for row in table(stored.out)] == [row[1:] for row in table(given.out)]
     assert "|case:lc|eff:no|tok:char|" in stored.out
     mixed = lit("compare", files[0], "better.txt", "--tokenize", "13a")  # one of them knows the references
-    assert "|case:mixed|eff:no|tok:13a|" in mixed.out
+    assert "|case:lc|eff:no|tok:13a|" in mixed.out  # each option replaces its own setting only
 
 
 def test_the_seed_is_sacrebleus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,16 @@ def test_the_seed_is_sacrebleus(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         ("first.txt better.txt --reference test.en --tokenize ko-mecab", "pip install sacrebleu[ko]"),
         ("runs/first/test.scores.json other.json", "other.json is not a file of scores"),
         ("runs/first/test.scores.json runs/zh/test.scores.json", "BLEU was not counted in the same way"),
+        ("runs/first/test.scores.json runs/zh/test.scores.json --tokenize zh", "case:lc and case:mixed"),
         ("runs/first/test.scores.json runs/other/test.scores.json", "scored against different references"),
+        (
+            "runs/first/test.scores.json runs/moses/test.scores.json",
+            "moses/test.scores.json has a BLEU of another",
+        ),
+        (
+            "runs/first/test.scores.json runs/floor/test.scores.json",
+            "floor/test.scores.json has a BLEU of another",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(folder: Path, arguments: str, words: str) -> None:
@@ -112,6 +121,8 @@ def test_what_is_wrong_is_said_in_one_sentence(folder: Path, arguments: str, wor
     Path("other.json").write_text('{"hypotheses": "first.txt"}')
     write_run("zh", BETTER, "nrefs:1|case:mixed|eff:no|tok:zh|version:2")
     write_run("other", BETTER)
+    write_run("moses", BETTER, "nrefs:1|case:lc|eff:no|tok:moses-de|smooth:exp|version:2|sacremoses:0.2.0")
+    write_run("floor", BETTER, "nrefs:1|case:lc|eff:no|tok:char|smooth:floor[0.1]|version:2")
     write("runs/other/test.ref.txt", FIRST)
     finished = lit("compare", *arguments.split())
     assert finished.status == 1

@@ -7,10 +7,29 @@ from pathlib import Path
 
 import pytest
 from command_line import lit
+from tiny_run import sentences, write_pairs
 from tiny_run import tiny_run as tiny_run
 
 from lit_transformer.curves import plot_curves, read_curves
 from lit_transformer.interfaces import InputError
+
+CONFIG = """
+model: {{network: {{num_layers: 1, d_model: 16, d_ff: 32, num_heads: 2}}}}
+data:
+  train: {{path: {folder}/train, src: en, tgt: de}}
+  val: {{path: {folder}/val, src: en, tgt: de}}
+  vocab_size: 300
+  max_tokens: 128
+bleu: {{every_n_validations: 0, beam_size: 1, max_extra_length: 2}}
+averaging: {{num_checkpoints: 1}}
+trainer:
+  accelerator: cpu
+  max_steps: 4
+  val_check_interval: 2
+  log_every_n_steps: 1
+  enable_progress_bar: false
+  default_root_dir: {folder}/run
+"""
 
 
 def write_log(run: Path, version: int, rows: list[dict[str, object]]) -> Path:
@@ -68,9 +87,27 @@ def test_the_command_draws_a_real_run(tiny_run: Path, tmp_path: Path) -> None:
     assert curves["train/loss"][max(curves["train/loss"])] < curves["train/loss"][min(curves["train/loss"])]
 
 
+def test_scoring_a_run_adds_nothing_to_its_curves(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "train", sentences(60, 1))
+    write_pairs(tmp_path / "val", sentences(6, 2))
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
+    assert lit("fit", "--config", tmp_path / "run.yaml").status == 0
+    before = read_curves(tmp_path / "run")
+    assert list(before["val/loss"]) == [2, 4]
+    assert lit("validate", "--config", tmp_path / "run" / "config.yaml").status == 0
+    assert read_curves(tmp_path / "run") == before
+    again = ("--overwrite", "true", "--trainer.max_steps", 2)
+    assert lit("fit", "--config", tmp_path / "run.yaml", *again).status == 0
+    assert list(read_curves(tmp_path / "run")["train/loss"]) == [1, 2]  # nothing of the run that was overwritten
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "no metrics.csv"), ("a,b\n1,2\n", "no column named step"), ("step,x\n1,many\n", "damaged")],
+    [
+        (None, "no metrics.csv of a training"),
+        ("a,b\n1,2\n", "no column named step"),
+        ("step,train/x\n1,many\n", "damaged"),
+    ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
