@@ -141,7 +141,8 @@ class CheckpointAveraging(Callback):
     Source: Vaswani et al. 2017, section 6.1: 5 for base models, 20 for big ones.
 
     Args:
-        num_checkpoints: How many checkpoints are averaged. With 1 the given checkpoint is used as it is.
+        num_checkpoints: How many checkpoints are averaged. With 1 the given checkpoint is used as it is. The last step
+            of a run counts as one of them, also if it comes sooner after the one before than the others do.
 
     Raises:
         ValueError: If ``num_checkpoints`` is below 1.

@@ -1,25 +1,51 @@
-"""Checkpoints in a rhythm of steps, and one of the very last step."""
+"""Checkpoints in a rhythm of steps, with scores of their own weights, and one of the very last step."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 
 class StepCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint`` that also writes one at the end of the training, whatever its rhythm.
 
     With ``every_n_train_steps=1500`` and ``max_steps=100000`` Lightning's own would end with step 99,000.
+
+    If ``monitor`` is logged by validation, such as ``val/loss``, each checkpoint waits for the next validation, so that
+    it is ranked by the score of its own weights; let ``every_n_train_steps`` be a multiple of ``val_check_interval``.
+    A last step without validation is kept beside the best ones, without a rank.
     """
+
+    _is_of_validation = False  # whether validation logs what is monitored
+    _scored_step = -1  # when it did so last
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forgets the scores of an earlier run."""
+        super().on_train_start(trainer, pl_module)
+        self._defer_save_until_validation, self._scored_step = False, -1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes a checkpoint if it is time for one, or if this was the last step."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step == trainer.max_steps:  # here rather than at the end: it is like all others, resumable
+        if trainer.global_step == trainer.max_steps and not self._is_score_to_come(trainer):
+            self._write_last_step(trainer)  # here rather than at the end: it is like all others, resumable
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Writes the checkpoint that has waited for its score."""
+        if trainer.sanity_checking:
+            return
+        if self.monitor in trainer._logger_connector.metrics["callback"]:  # those of this validation alone
+            self._is_of_validation, self._scored_step = True, trainer.global_step
+        if not self._is_stale(trainer):  # else it goes on waiting: BLEU may come with every second validation only
+            super().on_validation_end(trainer, pl_module)
+            self._write_deferred(trainer)
+        if trainer.global_step == trainer.max_steps:
             self._write_last_step(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -27,12 +53,69 @@ class StepCheckpoint(ModelCheckpoint):
         self._write_last_step(trainer)
         super().on_train_end(trainer, pl_module)
 
+    def format_checkpoint_name(
+        self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """The name of a file; a score that is not known is ``nan`` in it."""
+        if self.monitor not in (None, *metrics):
+            metrics = {**metrics, str(self.monitor): torch.tensor(torch.nan)}
+        return super().format_checkpoint_name(metrics, filename, ver, prefix)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Also whether the score comes from validation, which a resumed run cannot know before its first one."""
+        return {**super().state_dict(), "is_of_validation": self._is_of_validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the best checkpoints so far."""
+        super().load_state_dict(state_dict)
+        self._is_of_validation = state_dict.get("is_of_validation", False)
+
+    def _is_stale(self, trainer: L.Trainer) -> bool:
+        """Whether the last score belongs to the weights of another step."""
+        return self._is_of_validation and self._scored_step != trainer.global_step
+
+    def _is_score_to_come(self, trainer: L.Trainer) -> bool:
+        """Whether a validation follows at once that may log what is monitored."""
+        loop = trainer.fit_loop
+        is_missing = self.monitor not in (None, *self._monitor_candidates(trainer))
+        return (
+            is_missing and loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        )
+
+    def _monitor_candidates(self, trainer: L.Trainer) -> dict[str, Tensor]:
+        """Leaves a stale score out; Lightning then defers the checkpoint to the end of the next validation."""
+        candidates = super()._monitor_candidates(trainer)
+        return {
+            name: value for name, value in candidates.items() if name != self.monitor or not self._is_stale(trainer)
+        }
+
+    def _save_topk_checkpoint(self, trainer: L.Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if not self._is_stale(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+
+    def _write_deferred(self, trainer: L.Trainer) -> None:
+        """Writes what Lightning has not, because it expects checkpoints of steps and validations by epochs apart."""
+        if self._defer_save_until_validation and not self._should_skip_saving_checkpoint(trainer):
+            metrics = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, metrics)
+            self._save_last_checkpoint(trainer, metrics)
+        self._defer_save_until_validation = False
+
     def _write_last_step(self, trainer: L.Trainer) -> None:
         if self._should_skip_saving_checkpoint(trainer):  # such as one that is written already
             return
         metrics = self._monitor_candidates(trainer)
         if self.monitor in (None, *metrics):
             self._save_topk_checkpoint(trainer, metrics)
-        if self._last_global_step_saved != trainer.global_step:  # not among the best, but the last
-            self._save_checkpoint(trainer, self.format_checkpoint_name(metrics))
+        if self.save_top_k and self._last_global_step_saved != trainer.global_step:  # not among the best, but the last
+            self._save_checkpoint(trainer, self._free_name(trainer, metrics))
         self._save_last_checkpoint(trainer, metrics)
+
+    def _free_name(self, trainer: L.Trainer, metrics: dict[str, Tensor]) -> str:
+        """A name that says the step, as ``filename`` may be ``best``, and that no other file has."""
+        name, version = f"step={trainer.global_step}", self.STARTING_VERSION
+        path = self.format_checkpoint_name(metrics, name)
+        while self.file_exists(path, trainer):
+            path = self.format_checkpoint_name(metrics, name, version)
+            version += 1
+        return path

@@ -28,8 +28,9 @@ class StreamPosition(Callback):
     A data module cannot do that itself: what a loader has handed out is not yet trained on, and checkpoints are
     written before the hooks of the module. The data module puts this callback in front of all others.
 
-    A run that is interrupted between the micro-batches of a step loses their gradients. Its checkpoint is therefore
-    put back to the last whole step, and the micro-batches are trained on again.
+    A checkpoint that is written between the micro-batches of a step, because the run is interrupted, has to stop or
+    validates just there, lacks their gradients. It is therefore put back to the last whole step, and a run that goes
+    on from it trains on the micro-batches again. An epoch that a run has stopped in is not over for the next one.
 
     Args:
         data: The data module to tell.
@@ -71,12 +72,15 @@ class StreamPosition(Callback):
         self._is_interrupted = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Puts the counters of an interrupted run back to its last whole step."""
-        if not self._is_interrupted:
-            return
+        """Puts the counters back to the last whole step, unless that is where they stand."""
         loop = checkpoint["loops"]["fit_loop"]
+        progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+        is_cut_short = not progress["is_last_batch"] and epochs["current"]["processed"] == epochs["current"]["ready"]
+        if not self._is_interrupted and not is_cut_short and progress["total"]["ready"] == self._done[1]:
+            return
+        for counts in (epochs["total"], epochs["current"]) if is_cut_short else ():
+            counts["processed"] = counts["completed"] = counts["ready"] - 1
         steps, total, current = self._done
-        progress = loop["epoch_loop.batch_progress"]
         for counts, done in ((progress["total"], total), (progress["current"], current)):
             counts.update(dict.fromkeys(counts, done))
             counts["completed"] = max(0, done - 1)  # as in all checkpoints of a step, written before that is counted

@@ -1,7 +1,9 @@
 """The last step always has a checkpoint, from which training goes on as if it had not ended."""
 
 import csv
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,34 @@ def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return torch.load(folder / "checkpoints" / name, weights_only=True)["state_dict"]
 
 
+def of_callback(folder: Path, name: str) -> dict[str, Any]:
+    """What the callback knew when it wrote a checkpoint."""
+    callbacks = torch.load(folder / "checkpoints" / name, weights_only=True)["callbacks"]
+    (state,) = [state for key, state in callbacks.items() if key.startswith("StepCheckpoint")]
+    return state
+
+
+def ranked(folder: Path, name: str) -> dict[str, float]:
+    """The scores of the best checkpoints, as they were when one of them was written."""
+    return {Path(path).name: score.item() for path, score in of_callback(folder, name)["best_k_models"].items()}
+
+
+def validated(folder: Path, name: str) -> float:
+    """The loss that ``validate`` measures for a checkpoint."""
+    options = ["--ckpt_path", folder / "checkpoints" / name, "--averaging.num_checkpoints=1"]
+    finished = lit("validate", "--config", folder / "config.yaml", "--trainer.enable_progress_bar=false", *options)
+    found = re.search(r"val/loss\W+([\d.]+)", finished.out)
+    assert found, finished.out + finished.err
+    return float(found[1])
+
+
+def assert_same_end(one: Path, other: Path, name: str) -> None:
+    """Two runs have the same losses and end with the same weights."""
+    assert losses(one) == losses(other)
+    first, second = weights(one, name), weights(other, name)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -43,9 +73,7 @@ def test_the_last_step_is_resumed_and_scored(project: Path, accumulate: int) -> 
         f"step={step}.ckpt" for step in (4, 6, 8, 9)
     ]
     assert fit(project / "b", *options, "--trainer.max_steps=9") == ["step=4.ckpt", "step=8.ckpt", "step=9.ckpt"]
-    assert losses(project / "a") == losses(project / "b")
-    one, other = weights(project / "a", "step=9.ckpt"), weights(project / "b", "step=9.ckpt")
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_end(project / "a", project / "b", "step=9.ckpt")
 
 
 def test_no_second_checkpoint_of_a_step(project: Path) -> None:
@@ -65,16 +93,102 @@ def test_training_by_epochs_ends_with_a_checkpoint_that_the_next_goes_on_from(pr
     both = fit(project / "a", *options, "--trainer.max_epochs=2", "--ckpt_path=last")
     (last,) = fit(project / "b", *options, "--trainer.max_epochs=2")
     assert both == sorted([first, last])
-    assert losses(project / "a") == losses(project / "b")
-    one, other = weights(project / "a", last), weights(project / "b", last)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_end(project / "a", project / "b", last)
+
+
+BEST = ["--checkpoint.monitor=val/loss", "--checkpoint.mode=min", "--bleu.every_n_validations=0"]
+
+
+def test_each_checkpoint_is_ranked_by_the_score_of_its_own_weights(project: Path) -> None:
+    options = [*BEST, "--checkpoint.save_top_k=-1"]
+    assert fit(project / "a", *options, "--trainer.max_steps=8") == ["step=4.ckpt", "step=8.ckpt"]
+    expected = {name: pytest.approx(validated(project / "a", name)) for name in ("step=4.ckpt", "step=8.ckpt")}
+    scores = ranked(project / "a", "step=8.ckpt")
+    assert scores == expected
+    assert scores["step=8.ckpt"] < scores["step=4.ckpt"]
+    assert Path(of_callback(project / "a", "step=8.ckpt")["best_model_path"]).name == "step=8.ckpt"
+    fit(project / "a", *options, "--trainer.max_steps=14", "--ckpt_path=last")
+    names = [f"step={step}.ckpt" for step in (12, 14, 4, 8)]
+    assert fit(project / "b", *options, "--trainer.max_steps=14") == names
+    assert ranked(project / "a", "step=14.ckpt") == ranked(project / "b", "step=14.ckpt")
+    assert sorted(ranked(project / "b", "step=14.ckpt")) == ["step=12.ckpt", "step=4.ckpt", "step=8.ckpt"]
+    assert_same_end(project / "a", project / "b", "step=14.ckpt")
 
 
 @pytest.mark.slow
-def test_the_last_is_kept_beside_the_best(project: Path) -> None:
-    best = [
-        "--checkpoint.monitor=val/loss",
-        "--checkpoint.mode=max",
-        "--checkpoint.save_top_k=1",
-    ]  # the worst, the first
-    assert fit(project / "a", *best, "--trainer.max_steps=10") == ["step=10.ckpt", "step=4.ckpt"]
+@pytest.mark.parametrize(
+    ("accumulate", "options", "steps"),
+    [
+        (1, ["--checkpoint.every_n_train_steps=3"], [4, 8]),  # waits for the next validation
+        (3, ["--trainer.val_check_interval=12"], [4, 8]),
+        (3, ["--checkpoint.every_n_train_steps=1"], [1, 2, 4, 5, 6, 8, 9]),  # most validations are within a step
+        (1, ["--checkpoint.every_n_train_steps=null", "--checkpoint.every_n_epochs=1"], [4, 8]),  # at each validation
+    ],
+)
+def test_no_rhythm_ranks_by_a_stale_score_and_all_resume(
+    project: Path, accumulate: int, options: list[str], steps: list[int]
+) -> None:
+    options = [*BEST, "--checkpoint.save_top_k=-1", f"--trainer.accumulate_grad_batches={accumulate}", *options]
+    names = [f"step={step}.ckpt" for step in steps]
+    fit(project / "whole", *options, "--trainer.max_steps=10")
+    assert ranked(project / "whole", names[-1]) == {
+        name: pytest.approx(validated(project / "whole", name)) for name in names
+    }
+    for name in names:
+        broken = project / f"from {name}"
+        fit(broken, *options, "--trainer.max_steps=10", "--ckpt_path", str(project / "whole/checkpoints" / name))
+        whole = losses(project / "whole")
+        assert losses(broken) == {step: whole[step] for step in list(whole)[int(name[5:-5]) :]}
+        one, other = weights(project / "whole", "step=10.ckpt"), weights(broken, "step=10.ckpt")
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_checkpoints_of_whole_epochs_are_scored_and_resume(project: Path, accumulate: int) -> None:
+    options = [*BEST, "--checkpoint.save_top_k=-1", f"--trainer.accumulate_grad_batches={accumulate}"]
+    options += ["--trainer.max_steps=-1", "--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=1"]
+    options += ["--trainer.val_check_interval=null", "--checkpoint.every_n_train_steps=1"]
+    names = sorted(fit(project / "whole", *options), key=lambda name: int(name[5:-5]))
+    assert len(names) == 3
+    assert ranked(project / "whole", names[-1]) == {
+        name: pytest.approx(validated(project / "whole", name)) for name in names
+    }
+    for name in names[:-1]:
+        broken = project / f"from {name}"
+        fit(broken, *options, "--ckpt_path", str(project / "whole/checkpoints" / name))
+        whole = losses(project / "whole")
+        assert losses(broken) == {step: whole[step] for step in list(whole)[int(name[5:-5]) :]}
+        one, other = weights(project / "whole", names[-1]), weights(broken, names[-1])
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_a_score_that_comes_with_every_second_validation_is_waited_for(project: Path) -> None:
+    options = ["--checkpoint.monitor=val/bleu", "--bleu.every_n_validations=2", "--trainer.val_check_interval=2"]
+    options += ["--checkpoint.every_n_train_steps=5", "--checkpoint.save_top_k=-1"]
+    fit(project / "a", *options, "--trainer.max_steps=9")
+    assert fit(
+        project / "a", *options, "--trainer.max_steps=13", f"--ckpt_path={project}/a/checkpoints/step=8.ckpt"
+    ) == [f"step={step}.ckpt" for step in (12, 13, 8, 9)]
+    assert sorted(ranked(project / "a", "step=13.ckpt")) == ["step=12.ckpt", "step=8.ckpt"]
+
+
+def test_the_last_is_kept_beside_the_best_and_does_not_replace_it(project: Path) -> None:
+    options = [*BEST, "--checkpoint.mode=max", "--checkpoint.save_top_k=1", "--checkpoint.filename=best"]
+    assert fit(project / "a", *options, "--trainer.max_steps=8") == ["best.ckpt", "step=8.ckpt"]
+    best = torch.load(project / "a/checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] == 4  # the loss falls, so that the largest is the first
+    assert ranked(project / "a", "step=8.ckpt") == {"best.ckpt": pytest.approx(validated(project / "a", "best.ckpt"))}
+    assert validated(project / "a", "step=8.ckpt") < validated(project / "a", "best.ckpt")
+
+
+@pytest.mark.slow
+def test_save_top_k_of_0_saves_nothing_or_the_last_alone(project: Path) -> None:
+    assert lit(
+        "fit", "--config", "tiny.yaml", "--trainer.default_root_dir=none", "--checkpoint.save_top_k=0"
+    ).status == 0  # fmt: skip
+    assert not list(project.glob("none/**/*.ckpt"))
+    options = ["--checkpoint.save_top_k=0", "--checkpoint.save_last=true", "--trainer.max_steps=6"]
+    assert fit(project / "a", *options) == ["last.ckpt"]
+    assert torch.load(project / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
+from lit_transformer.callbacks.checkpoint import StepCheckpoint
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus, _Rows
 from lit_transformer.data.datamodule import TranslationDataModule
 from lit_transformer.data.mixing import Mixing
@@ -198,6 +199,40 @@ def test_checkpoint_of_an_interrupted_run_stands_on_a_whole_step(tmp_path, accum
     assert len(again.losses) == (settings["max_steps"] - broken.global_step) * accumulate
     assert same_weights(whole, again)
     assert log.steps == whole_log.steps[broken.global_step :]
+
+
+class AskToStop(L.Callback):
+    """Ends the training as ``max_time`` and ``EarlyStopping`` do."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or trainer.fit_loop.total_batch_idx + 1 == self.after
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "validates", "ends"),
+    [
+        (1, False, {"max_epochs": 2}),
+        (3, True, {"max_epochs": 2}),
+        (3, False, {"max_steps": 8}),
+        (3, True, {"max_steps": 8}),
+    ],
+)
+def test_a_run_that_stops_between_micro_batches_goes_on_exactly(tmp_path, accumulate, validates, ends):
+    settings = {"accumulate_grad_batches": accumulate, **ends}
+    data_settings = {"val": write_corpus(tmp_path, 5, "val")} if validates else {}
+    whole, _ = run(tmp_path, data_settings=data_settings, **settings)
+    torch.manual_seed(0)
+    saver = StepCheckpoint(tmp_path / "stopped", "{step}", every_n_train_steps=10**6)
+    broken = make_trainer(tmp_path, callbacks=[saver, AskToStop(7)], **settings)
+    broken.fit(Tiny(), make_data(tmp_path, **data_settings))
+    assert broken.global_step == 7 // accumulate
+    path = tmp_path / f"stopped/step={broken.global_step}.ckpt"
+    again, _ = run(tmp_path, "again", path, data_settings=data_settings, **settings)
+    assert again.losses == whole.losses[broken.global_step * accumulate :]
+    assert same_weights(whole, again)
 
 
 def test_resume_inside_a_pass_over_two_mixed_corpora(tmp_path):
