@@ -141,7 +141,9 @@ class ParallelCorpus:
         if pair is None:
             return "rejected"
         if not pair.src.strip() or not pair.tgt.strip():
-            raise BadRowError(f"{self} has an empty side: source {pair.src!r:.60}, target {pair.tgt!r:.60}", "empty")
+            side = self.tgt if pair.src.strip() else self.src
+            message = f"{self} has nothing in {side!r}: source {pair.src!r:.60}, target {pair.tgt!r:.60}"
+            raise BadRowError(message, "empty")
         reason = None if self.filter is None else self.filter.verdict(pair)
         return reason or self._tagged(pair)
 

@@ -52,7 +52,7 @@ def test_a_corpus_examines_its_rows_and_evaluation_sees_them_all(tmp_path):
     corpus = ParallelCorpus(str(tmp_path / "a"), filter=PairFilter(max_words=2), src_tag="<2de>")
     rows = [row for chunk, _ in corpus.rows() for row in chunk]
     assert corpus.examine(rows[0]) == ("<2de> one two", "eins zwei")
-    with pytest.raises(BadRowError, match=r"a, en-de\) has an empty side: source '', target 'leer'") as caught:
+    with pytest.raises(BadRowError, match=r"a, en-de\) has nothing in 'en': source '', target 'leer'") as caught:
         corpus.examine(rows[1])
     assert caught.value.reason == "empty"
     assert corpus.examine(rows[3]) == "overlong"
