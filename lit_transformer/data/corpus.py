@@ -214,10 +214,8 @@ class ParallelCorpus:
                 self._opened().fingerprint(),
             ]
             if self.filter is not None or self.src_tag is not None:
-                content.append(
-                    [self.src_tag, type(self.filter).__qualname__, vars(self.filter) if self.filter else None]
-                )
-            self._fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+                content.append([self.src_tag, *(self.filter.fingerprint() if self.filter else ["NoneType", None])])
+            self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         return self._fingerprint
 
     def approximate_rows(self) -> int:
