@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -27,6 +26,7 @@ from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, star
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.stream import TrainingBatches, joined
 from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.data.tokenizer_choice import TokenizerChoice
 from lit_transformer.interfaces import SentencePair
 
 logger = logging.getLogger(__name__)
@@ -124,10 +124,8 @@ class TranslationDataModule(L.LightningDataModule):
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
         self.cache_path, self.shuffle, self.seed = cache_path, shuffle, seed
         self._check_numbers()
-        self._has_recipe = tokenizer is not None
-        self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
-        self._tokenizer = self._with_sizes(tokenizer or SubwordTokenizer())
-        self._check_sizes(self._tokenizer)
+        tags = [corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag]
+        self._choice = TokenizerChoice(tokenizer, tokenizer_path, vocab_size, src_vocab_size, tags)
         self.cursor: Cursor = start_of(0, num_lanes)
         self._dropped = DroppedRows()
 
@@ -147,11 +145,11 @@ class TranslationDataModule(L.LightningDataModule):
         Raises:
             MisconfigurationException: If there is none yet.
         """
-        if not self._tokenizer.is_trained:
+        if not self._choice.tokenizer.is_trained:
             raise MisconfigurationException(
                 "there is no tokenizer yet: give ckpt_path, set tokenizer_path to a trained one, or run fit first"
             )
-        return self._tokenizer
+        return self._choice.tokenizer
 
     def build_batches(self, max_tokens: int, shuffle: bool) -> TokenBudgetBatches:
         """What cuts pools into batches. Override this to use a subclass of ``TokenBudgetBatches``."""
@@ -222,7 +220,7 @@ class TranslationDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_stream(state["stream"])
             self.cursor, self._dropped = state["cursor"], DroppedRows(state.get("dropped"))
-        self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
+        self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -300,17 +298,6 @@ class TranslationDataModule(L.LightningDataModule):
             number = f"{pool.dropped.total():,}"
             logger.info(message, pool.epoch, lane, pool.place["pool"], number, in_words(total))
 
-    def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-        """The recipe with the sizes of the data module, where it does not set its own, and the tags of the corpora."""
-        recipe = dict(tokenizer.recipe)
-        tags = [*recipe["tags"], *(corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag)]
-        recipe["tags"] = list(dict.fromkeys(tags))
-        if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
-            recipe["vocab_size"] = self.vocab_size
-        if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
-            recipe["src_vocab_size"], recipe["joint"] = self.src_vocab_size, False
-        return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
-
     def _check_numbers(self) -> None:
         for name in ("max_tokens", "eval_max_tokens", "pool_size", "num_lanes", "tokenizer_max_pairs"):
             if getattr(self, name) < 1:
@@ -327,34 +314,12 @@ class TranslationDataModule(L.LightningDataModule):
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
             )
 
-    def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
-        wanted = (self.vocab_size, self.src_vocab_size)
-        got = (tokenizer.vocab_size, None if tokenizer.joint else tokenizer.src_vocab_size)
-        if got != wanted:
-            raise CorpusError(
-                f"the tokenizer has vocab_size={got[0]} and src_vocab_size={got[1]} (None: one shared vocabulary), but "
-                f"the data module is set to {wanted[0]} and {wanted[1]}: make them agree"
-            )
-
     def _load_tokenizer(self) -> None:
-        if self._tokenizer.is_trained:
-            return
-        path = Path(self.tokenizer_path or Path(self._trainer.default_root_dir) / "tokenizer.json")
-        if self.tokenizer_path and path.exists():
-            self._take_file(path)
-        elif self._trainer.state.fn == "fit" and self.corpora["train"]:
-            self._tokenizer.train_or_load(path, self._training_pairs, self._text_fingerprint())
-        elif self.tokenizer_path:
-            raise CorpusError(f"tokenizer_path={self.tokenizer_path!r} does not exist, and only fit can make it")
-        elif path.exists() and self._trainer.ckpt_path is None:
-            self._take_file(path)
-
-    def _take_file(self, path: Path) -> None:
-        found = SubwordTokenizer.load(path)
-        self._check_sizes(found)
-        if self._has_recipe and found.recipe != self._tokenizer.recipe:
-            raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
-        self._tokenizer = found
+        trainer = self._trainer
+        if trainer.state.fn == "fit" and self.corpora["train"]:
+            self._choice.make(trainer.default_root_dir, self._training_pairs, self._text_fingerprint)
+        else:
+            self._choice.find(trainer.default_root_dir, trainer.ckpt_path is not None)
 
     def _training_pairs(self) -> Iterable[SentencePair]:
         rows = MixedRows(self.corpora["train"], self.pool_size, mixing=self.mixing, on_bad_row=self.on_bad_row)
@@ -364,15 +329,6 @@ class TranslationDataModule(L.LightningDataModule):
         content = [corpus.fingerprint() for corpus in self.corpora["train"]] + [str(self.tokenizer_max_pairs)]
         content += [str(vars(self.mixing))] if self.mixing.repeats else []
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
-
-    def _adopt(self, saved: SubwordTokenizer) -> None:
-        if self._is_given and self._tokenizer.is_trained and self._tokenizer.fingerprint != saved.fingerprint:
-            raise CorpusError(
-                "the given tokenizer is not the one that the checkpoint was trained with: leave out tokenizer and "
-                "tokenizer_path to use the one inside the checkpoint"
-            )
-        self._check_sizes(saved)
-        self._tokenizer = saved
 
     def _stream_settings(self) -> dict[str, Any]:
         return {
