@@ -44,7 +44,8 @@ class TokenCache:
 
     Attributes:
         lengths: For each side the lengths of all sentences, in tokens, BOS and EOS counted.
-        ends: The number of sentence pairs up to the end of each corpus.
+        sizes: The number of sentence pairs of each corpus.
+        ends: The same, added up to the end of each corpus.
         dropped: Number of rows without a sentence pair, by reason.
 
     Raises:
@@ -70,7 +71,8 @@ class TokenCache:
         for part, notes in parts:
             self.dropped.update(json.loads(notes[b"dropped"]))
             sizes[int(notes[b"corpus"])] += len(part)
-        self.ends: list[int] = np.cumsum(list(sizes.values())).tolist()
+        self.sizes = list(sizes.values())
+        self.ends: list[int] = np.cumsum(self.sizes).tolist()
 
     def __len__(self) -> int:
         """Number of sentence pairs."""
@@ -168,7 +170,7 @@ def _write(
     fields = [pyarrow.field(side, sentences, nullable=False) for side in SIDES]
     schema = pyarrow.schema(fields, metadata={"lit_transformer.cache": fingerprint})
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.tmp")  # one that a crash left is written over
-    progress = _Progress(path, sum(corpus.approximate_rows() for corpus in corpora))
+    progress = _Progress(path, [corpus.approximate_rows() for corpus in corpora])
     try:
         with ExitStack() as stack:
             with _naming(path):
@@ -219,8 +221,10 @@ def _list_array(side: Ragged, kind: Any) -> Any:
 class _Progress:
     """Says from time to time how far the writing has come."""
 
-    def __init__(self, path: Path, total: int) -> None:
-        self._path, self._total, self._rows, self._tokens = path, total, 0, 0
+    def __init__(self, path: Path, sizes: Sequence[int | None]) -> None:
+        known = [size for size in sizes if size is not None]
+        self._of = f" of about {sum(known):,}" if len(known) == len(sizes) else ""
+        self._path, self._rows, self._tokens = path, 0, 0
         self._start = self._spoken = time.monotonic()
 
     def count(self, rows: int, tokens: int) -> None:
@@ -229,8 +233,8 @@ class _Progress:
         if now - self._spoken >= _PROGRESS_SECONDS:
             self._spoken = now
             speed = self._tokens / (now - self._start)
-            message = "token cache: %s of about %s rows, %s tokens/s"
-            logger.info(message, f"{self._rows:,}", f"{self._total:,}", f"{speed:,.0f}")
+            message = "token cache: %s%s rows, %s tokens/s"
+            logger.info(message, f"{self._rows:,}", self._of, f"{speed:,.0f}")
 
     def close(self) -> None:
         """Says that all is done."""

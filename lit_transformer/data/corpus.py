@@ -45,8 +45,8 @@ class Source(Protocol):
     def fingerprint(self) -> list[Any]:
         """Plain data that change when the text changes."""
 
-    def approximate_rows(self) -> int:
-        """About how many rows there are."""
+    def approximate_rows(self) -> int | None:
+        """About how many rows there are; None if that is not known without reading them all."""
 
 
 class ParallelCorpus:
@@ -218,9 +218,10 @@ class ParallelCorpus:
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         return self._fingerprint
 
-    def approximate_rows(self) -> int:
-        """About how many rows there are; several corpora are mixed in this proportion."""
-        return max(1, min(self._opened().approximate_rows(), self.max_rows or sys.maxsize))
+    def approximate_rows(self) -> int | None:
+        """About how many rows there are; several corpora are mixed in this proportion. None if it is not known."""
+        rows = self._opened().approximate_rows()
+        return None if rows is None else max(1, min(rows, self.max_rows or sys.maxsize))
 
     def open(self) -> Source:
         """Finds out what the arguments name. Override this to add a source of another kind.

@@ -17,7 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
+from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.filters import OnBadRow, in_words
@@ -68,7 +69,7 @@ class TranslationDataModule(L.LightningDataModule):
             three rows from the first for each from the second.
         temperature: Draws from a training corpus in proportion to ``size ** (1 / temperature)``: 1 keeps to the sizes
             and gives each sentence once in an epoch, 2 to 5 helps small corpora, and very large ones make all shares
-            the same.
+            the same. Streams that do not tell their sizes need ``weights`` instead, or ``cache_path`` and a tokenizer.
         on_bad_row: What to do with a training row without one of the columns, with something else than text in it, or
             with an empty side: ``skip`` counts it and goes on, ``error`` stops and names it. A corpus whose first row
             has not the right columns is refused in any case, and validation, test and prediction never skip.
@@ -116,8 +117,7 @@ class TranslationDataModule(L.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.corpora = {part: _listed(corpora) for part, corpora in given.items()}
-        self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
-        self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
+        self.tokenizer_max_pairs = tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.mixing, self.on_bad_row = Mixing(weights, temperature), on_bad_row
@@ -157,6 +157,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes tokenizer and cache, or checks the files of an earlier run; on one process of each machine."""
+        for part in ("train", "val") if self._trainer.state.fn == "fit" else ():
+            check_targets(self.corpora[part], part)  # before the text is read, which takes a while
         self._load_tokenizer()
         if self.cache_path is not None and self._trainer.state.fn == "fit":
             self._cache(self.cache_path)
@@ -235,8 +237,9 @@ class TranslationDataModule(L.LightningDataModule):
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
             return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes, self.mixing, self.on_bad_row)
-        shares = self.mixing.shares(corpora) if self.mixing.repeats else None
-        return CachedPools(self._cache(self.cache_path), *settings, shares)
+        cache = self._cache(self.cache_path)
+        shares = self.mixing.shares(corpora, cache.sizes) if self.mixing.repeats else None
+        return CachedPools(cache, *settings, shares)
 
     def _cache(self, path: str) -> TokenCache:
         return write_or_open_cache(path, self._need("train"), self.tokenizer, self.on_bad_row)
@@ -265,20 +268,14 @@ class TranslationDataModule(L.LightningDataModule):
     def _need(self, part: str) -> list[ParallelCorpus]:
         if not self.corpora[part]:
             raise MisconfigurationException(f"no {part} corpus is given: set {part} of the data module")
-        for corpus in self.corpora[part]:
-            if corpus.src_tag is not None and corpus.src_tag not in self.tokenizer.tags:
-                known = ", ".join(self.tokenizer.tags) or "none"
-                raise CorpusError(
-                    f"{corpus} has src_tag={corpus.src_tag}, which is none of the tags of the vocabulary ({known}): "
-                    "take one of them, or train a tokenizer that has it"
-                )
+        check_targets(self.corpora[part], part)
+        check_tags(self.corpora[part], self.tokenizer.tags)
         return self.corpora[part]
 
     def _evaluation(self, part: str) -> EvaluationBatches:
         corpora = self._need(part)
-        blind = next((corpus for corpus in corpora if corpus.tgt is None), None)
-        if blind is not None and part != "predict":
-            raise CorpusError(f"{blind} has no target side, which {part} needs: set its tgt")
+        if self._trainer.is_global_zero:
+            warn_of_untagged(corpora, self.corpora["train"], self.tokenizer.tags)
         return EvaluationBatches(
             corpora,
             self.tokenizer,
@@ -351,15 +348,7 @@ class TranslationDataModule(L.LightningDataModule):
         Raises:
             CorpusError: If data or settings changed, so that the place has no meaning any more.
         """
-        now, saved = self._stream_settings(), {"is_cached": False, **saved}
-        changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
-        if saved.get("train") != now["train"]:
-            changed[0] = "the training text is not the same"
-        if changed:
-            raise CorpusError(
-                f"the checkpoint cannot be resumed because its place in the training stream is lost: "
-                f"{'; '.join(changed)}; restore the old setting or start a new run"
-            )
+        check_stream(self._stream_settings(), saved)
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

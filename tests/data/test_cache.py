@@ -177,6 +177,11 @@ def test_says_how_far_it_is(tmp_path, caplog, monkeypatch):
     told = [message.split(" of about")[0].split(": ")[-1] for message in caplog.messages if "of about" in message]
     assert told == ["32,000", "40,000", "40,010"]
     assert all("of about 40,010 rows" in message for message in caplog.messages if "of about" in message)
+    caplog.clear()
+    monkeypatch.setattr(Numbers, "approximate_rows", lambda _: None)
+    with caplog.at_level(logging.INFO, logger="lit_transformer.data.cache"):
+        write_or_open_cache(tmp_path / "b.arrow", [Numbers(40)], Letters())
+    assert any(message.startswith("token cache: 40 rows, ") for message in caplog.messages)
 
 
 def test_of_several_processes_one_writes(tmp_path):
@@ -333,6 +338,20 @@ def test_the_mixing_of_the_data_module_reaches_the_cache(tmp_path):
         make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
         seen.append(sum(len(batch) for batch in data.train_dataloader()))
     assert seen == [100, 180]
+
+
+def test_a_cache_counts_what_a_stream_does_not_tell(tmp_path):
+    corpora = [write_corpus(tmp_path, rows, name) for name, rows in (("a", 90), ("b", 10))]
+    tokenizer = SubwordTokenizer(vocab_size=400)
+    tokenizer.train(corpora[0])
+    for corpus in corpora:
+        corpus.approximate_rows = lambda: None
+    settings = {"train": corpora, "tokenizer": tokenizer, "tokenizer_path": None, "temperature": 2.0}
+    data = make_data(tmp_path, **settings, cache_path=str(tmp_path / "a.arrow"))
+    make_trainer(tmp_path, max_epochs=1).fit(module := Tiny(), data)
+    assert len(module.seen) == 90 + 30  # the root of 90 to the root of 10 is 3 to 1
+    with pytest.raises(CorpusError, match="is not known: give weights instead of temperature"):
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path, **settings))
 
 
 def test_nothing_left_is_an_error(tmp_path):
