@@ -134,14 +134,24 @@ def translate(options: argparse.Namespace) -> None:
 
 
 def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
-    """The lines with the tag before each that is not empty."""
+    """The lines with the tag before each that is not empty; without a tag as they are, with a word on what may lack."""
     if tag is None:
-        return lines
+        return _warning_of_untagged(lines, known) if known else lines
     if tag not in known:
         raise InputError(
             f"--src_tag {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}"
         )
     return (f"{tag} {line}" if line.strip() else line for line in lines)
+
+
+def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str]:
+    is_silent = True
+    for number, line in enumerate(lines, 1):
+        if is_silent and line.strip() and not line.lstrip().startswith(tuple(known)):
+            message = "line %d has no tag, but the model was trained with tags (%s): set --src_tag to one of them"
+            logger.warning(message, number, ", ".join(known))
+            is_silent = False
+        yield line
 
 
 def _search(options: argparse.Namespace) -> BeamSearch:

@@ -141,6 +141,7 @@ CASES = {
     "no predict corpus": Case(
         "predict --config tiny.yaml --data.predict null", ("predict", "data.predict"), is_rare=True
     ),
+    "train without targets": Case(f"{FIT} --data.train.tgt null", ("train, en", "no target side", "tgt")),
     "test without targets": Case("test --config tiny.yaml --data.test.tgt null", ("tgt",), is_rare=True),
     "in a worker process": Case(
         f"{FIT} --data.train.path late --data.num_workers 1 --data.tokenizer_path run/tokenizer.json",

@@ -45,7 +45,27 @@ def test_the_option_is_the_same_as_a_typed_tag(run: Path) -> None:
     assert by_option.out == typed.out
     assert by_option.out.split("\n")[1] == ""
     assert "<" not in by_option.out
+    assert "tag" not in by_option.err + typed.err
     assert by_option.out != lit("translate", run, "a b c", "", "d").out
+
+
+def test_lines_without_a_tag_are_told_once(run: Path) -> None:
+    finished = lit("translate", run, "", "<copy> a", "b", "c")
+    assert finished.status == 0
+    line = "line 3 has no tag, but the model was trained with tags (<back>, <copy>): set --src_tag to one of them"
+    assert [told for told in finished.err.splitlines() if "tag" in told] == [line]
+
+
+def test_scoring_without_a_tag_is_told_for_each_corpus(run: Path) -> None:
+    for command, untagged in (("test", "test"), ("fit", "val")):
+        folder = run if command == "test" else run.parent / "untagged"
+        given = ("--trainer.default_root_dir", folder, f"--data.{untagged}.src_tag", "null")
+        finished = lit(command, "--config", run / "config.yaml", *given)
+        assert finished.status == 0, finished.err
+        told = [line for line in finished.err.splitlines() if "has no src_tag" in line]
+        assert len(told) == 1, finished.err
+        assert f"{run.parent / untagged}, en-de) has no src_tag, but the model was trained with tags" in told[0]
+        assert "<back>, <copy>" in told[0]
 
 
 def test_an_unknown_tag_is_refused(run: Path) -> None:
@@ -58,3 +78,4 @@ def test_the_run_is_scored_and_resumed_with_its_own_configuration(run: Path) -> 
     for command in (("test",), ("fit", "--ckpt_path", "last", "--trainer.max_steps", "10")):
         finished = lit(command[0], "--config", run / "config.yaml", *command[1:])
         assert finished.status == 0, finished.err
+        assert "src_tag" not in finished.err

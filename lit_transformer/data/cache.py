@@ -12,17 +12,18 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from lit_transformer.data.batching import LengthLimits, Ragged, TokenBudgetBatches
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.filters import OnBadRow
+from lit_transformer.data.locks import locked
 from lit_transformer.data.pools import PoolStream
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -43,7 +44,8 @@ class TokenCache:
 
     Attributes:
         lengths: For each side the lengths of all sentences, in tokens, BOS and EOS counted.
-        ends: The number of sentence pairs up to the end of each corpus.
+        sizes: The number of sentence pairs of each corpus.
+        ends: The same, added up to the end of each corpus.
         dropped: Number of rows without a sentence pair, by reason.
 
     Raises:
@@ -69,7 +71,8 @@ class TokenCache:
         for part, notes in parts:
             self.dropped.update(json.loads(notes[b"dropped"]))
             sizes[int(notes[b"corpus"])] += len(part)
-        self.ends: list[int] = np.cumsum(list(sizes.values())).tolist()
+        self.sizes = list(sizes.values())
+        self.ends: list[int] = np.cumsum(self.sizes).tolist()
 
     def __len__(self) -> int:
         """Number of sentence pairs."""
@@ -115,14 +118,13 @@ def write_or_open_cache(
     """
     path, fingerprint = Path(path), cache_fingerprint(corpora, tokenizer, on_bad_row)
     if _misfit(path, fingerprint) is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                if (reason := _misfit(path, fingerprint)) is not None:
-                    logger.info("writing the token cache %s, because %s", path, reason)
-                    _write(path, _encoded(corpora, tokenizer, on_bad_row), corpora, tokenizer, fingerprint)
-        except OSError as error:
-            raise CorpusError(f"cannot write the token cache {path}: {error.strerror or error}") from error
+        with ExitStack() as stack:
+            with _naming(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(path))
+            if (reason := _misfit(path, fingerprint)) is not None:
+                logger.info("writing the token cache %s, because %s", path, reason)
+                _write(path, _encoded(corpora, tokenizer, on_bad_row), corpora, tokenizer, fingerprint)
     return open_cache(str(path), fingerprint)
 
 
@@ -168,20 +170,35 @@ def _write(
     fields = [pyarrow.field(side, sentences, nullable=False) for side in SIDES]
     schema = pyarrow.schema(fields, metadata={"lit_transformer.cache": fingerprint})
     draft = path.with_name(f".{path.name}.{socket.gethostname()}.tmp")  # one that a crash left is written over
-    progress = _Progress(path, sum(corpus.approximate_rows() for corpus in corpora))
+    progress = _Progress(path, [corpus.approximate_rows() for corpus in corpora])
     try:
-        with pyarrow.OSFile(str(draft), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
+        with ExitStack() as stack:
+            with _naming(path):
+                file = stack.enter_context(pyarrow.OSFile(str(draft), "wb"))
+                writer = stack.enter_context(pyarrow.ipc.new_file(file, schema))
             for number, src, tgt, dropped in pools:
                 columns = [_list_array(side, sentences) for side in (src, tgt)]
                 notes = {"corpus": str(number), "dropped": json.dumps(dropped)}
-                writer.write_batch(pyarrow.record_batch(columns, schema=schema), custom_metadata=notes)
+                with _naming(path):
+                    writer.write_batch(pyarrow.record_batch(columns, schema=schema), custom_metadata=notes)
                 progress.count(len(src) + dropped.total(), int(src.lengths.sum() + tgt.lengths.sum()))
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+            with _naming(path):
+                stack.close()
+                with open(draft, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
     progress.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Says of an error of the file system which file it stopped; errors of the text do not belong in here."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"cannot write the token cache {path}: {error.strerror or error}") from error
 
 
 def _encoded(
@@ -204,8 +221,10 @@ def _list_array(side: Ragged, kind: Any) -> Any:
 class _Progress:
     """Says from time to time how far the writing has come."""
 
-    def __init__(self, path: Path, total: int) -> None:
-        self._path, self._total, self._rows, self._tokens = path, total, 0, 0
+    def __init__(self, path: Path, sizes: Sequence[int | None]) -> None:
+        known = [size for size in sizes if size is not None]
+        self._of = f" of about {sum(known):,}" if len(known) == len(sizes) else ""
+        self._path, self._rows, self._tokens = path, 0, 0
         self._start = self._spoken = time.monotonic()
 
     def count(self, rows: int, tokens: int) -> None:
@@ -214,8 +233,8 @@ class _Progress:
         if now - self._spoken >= _PROGRESS_SECONDS:
             self._spoken = now
             speed = self._tokens / (now - self._start)
-            message = "token cache: %s of about %s rows, %s tokens/s"
-            logger.info(message, f"{self._rows:,}", f"{self._total:,}", f"{speed:,.0f}")
+            message = "token cache: %s%s rows, %s tokens/s"
+            logger.info(message, f"{self._rows:,}", self._of, f"{speed:,.0f}")
 
     def close(self) -> None:
         """Says that all is done."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches, reason_to_drop
 from lit_transformer.data.cache import SIDES, TokenCache
-from lit_transformer.data.pools import LaneEnd, Pool, lane_start, start_of
+from lit_transformer.data.pools import LaneEnd, Pool, lane_start, made_by_this_worker, start_of
 from lit_transformer.vocabulary import PAD_ID
 
 _BLOCK = 1 << 20  # pairs whose lengths are judged at once
@@ -90,17 +91,16 @@ class CachedPools(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Pool | LaneEnd]:
         """The pools of this worker."""
-        worker = get_worker_info()
-        workers, mine = (worker.num_workers, worker.id) if worker else (1, 0)
+        return made_by_this_worker(self._makers())
+
+    def _makers(self) -> Iterator[Callable[[], Pool | LaneEnd]]:
         epoch, first = self.start["epoch"], self.start["lanes"][0]["pool"]
-        turn = 0
         while True:
             order = self._order(epoch)
             last = max(1, -(-len(order) // self.pool_size))
-            for number in range(first, last + 1):
-                if turn % workers == mine:
-                    yield self._pool(epoch, number, order) if number < last else LaneEnd(epoch, 0)
-                turn += 1
+            for number in range(first, last):
+                yield partial(self._pool, epoch, number, order)
+            yield partial(LaneEnd, epoch, 0)
             if not self.repeat:
                 return
             epoch, first = epoch + 1, 0

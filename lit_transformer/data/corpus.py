@@ -45,8 +45,8 @@ class Source(Protocol):
     def fingerprint(self) -> list[Any]:
         """Plain data that change when the text changes."""
 
-    def approximate_rows(self) -> int:
-        """About how many rows there are."""
+    def approximate_rows(self) -> int | None:
+        """About how many rows there are; None if that is not known without reading them all."""
 
 
 class ParallelCorpus:
@@ -141,7 +141,9 @@ class ParallelCorpus:
         if pair is None:
             return "rejected"
         if not pair.src.strip() or not pair.tgt.strip():
-            raise BadRowError(f"{self} has an empty side: source {pair.src!r:.60}, target {pair.tgt!r:.60}", "empty")
+            side = self.tgt if pair.src.strip() else self.src
+            message = f"{self} has nothing in {side!r}: source {pair.src!r:.60}, target {pair.tgt!r:.60}"
+            raise BadRowError(message, "empty")
         reason = None if self.filter is None else self.filter.verdict(pair)
         return reason or self._tagged(pair)
 
@@ -212,15 +214,14 @@ class ParallelCorpus:
                 self._opened().fingerprint(),
             ]
             if self.filter is not None or self.src_tag is not None:
-                content.append(
-                    [self.src_tag, type(self.filter).__qualname__, vars(self.filter) if self.filter else None]
-                )
-            self._fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+                content.append([self.src_tag, *(self.filter.fingerprint() if self.filter else ["NoneType", None])])
+            self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         return self._fingerprint
 
-    def approximate_rows(self) -> int:
-        """About how many rows there are; several corpora are mixed in this proportion."""
-        return max(1, min(self._opened().approximate_rows(), self.max_rows or sys.maxsize))
+    def approximate_rows(self) -> int | None:
+        """About how many rows there are; several corpora are mixed in this proportion. None if it is not known."""
+        rows = self._opened().approximate_rows()
+        return None if rows is None else max(1, min(rows, self.max_rows or sys.maxsize))
 
     def open(self) -> Source:
         """Finds out what the arguments name. Override this to add a source of another kind.

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from math import gcd
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,7 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
+from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.filters import OnBadRow, in_words
@@ -27,6 +27,7 @@ from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, star
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.stream import TrainingBatches, joined
 from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.data.tokenizer_choice import TokenizerChoice
 from lit_transformer.interfaces import SentencePair
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class TranslationDataModule(L.LightningDataModule):
             three rows from the first for each from the second.
         temperature: Draws from a training corpus in proportion to ``size ** (1 / temperature)``: 1 keeps to the sizes
             and gives each sentence once in an epoch, 2 to 5 helps small corpora, and very large ones make all shares
-            the same.
+            the same. Streams that do not tell their sizes need ``weights`` instead, or ``cache_path`` and a tokenizer.
         on_bad_row: What to do with a training row without one of the columns, with something else than text in it, or
             with an empty side: ``skip`` counts it and goes on, ``error`` stops and names it. A corpus whose first row
             has not the right columns is refused in any case, and validation, test and prediction never skip.
@@ -116,18 +117,15 @@ class TranslationDataModule(L.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
         given = {"train": train, "val": val, "test": test, "predict": predict}
         self.corpora = {part: _listed(corpora) for part, corpora in given.items()}
-        self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
-        self.tokenizer_path, self.tokenizer_max_pairs = tokenizer_path, tokenizer_max_pairs
+        self.tokenizer_max_pairs = tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.mixing, self.on_bad_row = Mixing(weights, temperature), on_bad_row
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
         self.cache_path, self.shuffle, self.seed = cache_path, shuffle, seed
         self._check_numbers()
-        self._has_recipe = tokenizer is not None
-        self._is_given = tokenizer_path is not None or (tokenizer is not None and tokenizer.is_trained)
-        self._tokenizer = self._with_sizes(tokenizer or SubwordTokenizer())
-        self._check_sizes(self._tokenizer)
+        tags = [corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag]
+        self._choice = TokenizerChoice(tokenizer, tokenizer_path, vocab_size, src_vocab_size, tags)
         self.cursor: Cursor = start_of(0, num_lanes)
         self._dropped = DroppedRows()
 
@@ -147,11 +145,11 @@ class TranslationDataModule(L.LightningDataModule):
         Raises:
             MisconfigurationException: If there is none yet.
         """
-        if not self._tokenizer.is_trained:
+        if not self._choice.tokenizer.is_trained:
             raise MisconfigurationException(
                 "there is no tokenizer yet: give ckpt_path, set tokenizer_path to a trained one, or run fit first"
             )
-        return self._tokenizer
+        return self._choice.tokenizer
 
     def build_batches(self, max_tokens: int, shuffle: bool) -> TokenBudgetBatches:
         """What cuts pools into batches. Override this to use a subclass of ``TokenBudgetBatches``."""
@@ -159,6 +157,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes tokenizer and cache, or checks the files of an earlier run; on one process of each machine."""
+        for part in ("train", "val") if self._trainer.state.fn == "fit" else ():
+            check_targets(self.corpora[part], part)  # before the text is read, which takes a while
         self._load_tokenizer()
         if self.cache_path is not None and self._trainer.state.fn == "fit":
             self._cache(self.cache_path)
@@ -222,7 +222,7 @@ class TranslationDataModule(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             self.check_stream(state["stream"])
             self.cursor, self._dropped = state["cursor"], DroppedRows(state.get("dropped"))
-        self._adopt(SubwordTokenizer.from_state(state["tokenizer"]))
+        self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
     def _trainer(self) -> L.Trainer:
@@ -237,8 +237,9 @@ class TranslationDataModule(L.LightningDataModule):
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
             return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes, self.mixing, self.on_bad_row)
-        shares = self.mixing.shares(corpora) if self.mixing.repeats else None
-        return CachedPools(self._cache(self.cache_path), *settings, shares)
+        cache = self._cache(self.cache_path)
+        shares = self.mixing.shares(corpora, cache.sizes) if self.mixing.repeats else None
+        return CachedPools(cache, *settings, shares)
 
     def _cache(self, path: str) -> TokenCache:
         return write_or_open_cache(path, self._need("train"), self.tokenizer, self.on_bad_row)
@@ -267,20 +268,14 @@ class TranslationDataModule(L.LightningDataModule):
     def _need(self, part: str) -> list[ParallelCorpus]:
         if not self.corpora[part]:
             raise MisconfigurationException(f"no {part} corpus is given: set {part} of the data module")
-        for corpus in self.corpora[part]:
-            if corpus.src_tag is not None and corpus.src_tag not in self.tokenizer.tags:
-                known = ", ".join(self.tokenizer.tags) or "none"
-                raise CorpusError(
-                    f"{corpus} has src_tag={corpus.src_tag}, which is none of the tags of the vocabulary ({known}): "
-                    "take one of them, or train a tokenizer that has it"
-                )
+        check_targets(self.corpora[part], part)
+        check_tags(self.corpora[part], self.tokenizer.tags)
         return self.corpora[part]
 
     def _evaluation(self, part: str) -> EvaluationBatches:
         corpora = self._need(part)
-        blind = next((corpus for corpus in corpora if corpus.tgt is None), None)
-        if blind is not None and part != "predict":
-            raise CorpusError(f"{blind} has no target side, which {part} needs: set its tgt")
+        if self._trainer.is_global_zero:
+            warn_of_untagged(corpora, self.corpora["train"], self.tokenizer.tags)
         return EvaluationBatches(
             corpora,
             self.tokenizer,
@@ -300,17 +295,6 @@ class TranslationDataModule(L.LightningDataModule):
             number = f"{pool.dropped.total():,}"
             logger.info(message, pool.epoch, lane, pool.place["pool"], number, in_words(total))
 
-    def _with_sizes(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-        """The recipe with the sizes of the data module, where it does not set its own, and the tags of the corpora."""
-        recipe = dict(tokenizer.recipe)
-        tags = [*recipe["tags"], *(corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag)]
-        recipe["tags"] = list(dict.fromkeys(tags))
-        if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
-            recipe["vocab_size"] = self.vocab_size
-        if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
-            recipe["src_vocab_size"], recipe["joint"] = self.src_vocab_size, False
-        return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
-
     def _check_numbers(self) -> None:
         for name in ("max_tokens", "eval_max_tokens", "pool_size", "num_lanes", "tokenizer_max_pairs"):
             if getattr(self, name) < 1:
@@ -327,34 +311,12 @@ class TranslationDataModule(L.LightningDataModule):
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
             )
 
-    def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
-        wanted = (self.vocab_size, self.src_vocab_size)
-        got = (tokenizer.vocab_size, None if tokenizer.joint else tokenizer.src_vocab_size)
-        if got != wanted:
-            raise CorpusError(
-                f"the tokenizer has vocab_size={got[0]} and src_vocab_size={got[1]} (None: one shared vocabulary), but "
-                f"the data module is set to {wanted[0]} and {wanted[1]}: make them agree"
-            )
-
     def _load_tokenizer(self) -> None:
-        if self._tokenizer.is_trained:
-            return
-        path = Path(self.tokenizer_path or Path(self._trainer.default_root_dir) / "tokenizer.json")
-        if self.tokenizer_path and path.exists():
-            self._take_file(path)
-        elif self._trainer.state.fn == "fit" and self.corpora["train"]:
-            self._tokenizer.train_or_load(path, self._training_pairs, self._text_fingerprint())
-        elif self.tokenizer_path:
-            raise CorpusError(f"tokenizer_path={self.tokenizer_path!r} does not exist, and only fit can make it")
-        elif path.exists() and self._trainer.ckpt_path is None:
-            self._take_file(path)
-
-    def _take_file(self, path: Path) -> None:
-        found = SubwordTokenizer.load(path)
-        self._check_sizes(found)
-        if self._has_recipe and found.recipe != self._tokenizer.recipe:
-            raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
-        self._tokenizer = found
+        trainer = self._trainer
+        if trainer.state.fn == "fit" and self.corpora["train"]:
+            self._choice.make(trainer.default_root_dir, self._training_pairs, self._text_fingerprint)
+        else:
+            self._choice.find(trainer.default_root_dir, trainer.ckpt_path is not None)
 
     def _training_pairs(self) -> Iterable[SentencePair]:
         rows = MixedRows(self.corpora["train"], self.pool_size, mixing=self.mixing, on_bad_row=self.on_bad_row)
@@ -364,15 +326,6 @@ class TranslationDataModule(L.LightningDataModule):
         content = [corpus.fingerprint() for corpus in self.corpora["train"]] + [str(self.tokenizer_max_pairs)]
         content += [str(vars(self.mixing))] if self.mixing.repeats else []
         return hashlib.sha256(" ".join(content).encode()).hexdigest()[:16]
-
-    def _adopt(self, saved: SubwordTokenizer) -> None:
-        if self._is_given and self._tokenizer.is_trained and self._tokenizer.fingerprint != saved.fingerprint:
-            raise CorpusError(
-                "the given tokenizer is not the one that the checkpoint was trained with: leave out tokenizer and "
-                "tokenizer_path to use the one inside the checkpoint"
-            )
-        self._check_sizes(saved)
-        self._tokenizer = saved
 
     def _stream_settings(self) -> dict[str, Any]:
         return {
@@ -395,15 +348,7 @@ class TranslationDataModule(L.LightningDataModule):
         Raises:
             CorpusError: If data or settings changed, so that the place has no meaning any more.
         """
-        now, saved = self._stream_settings(), {"is_cached": False, **saved}
-        changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
-        if saved.get("train") != now["train"]:
-            changed[0] = "the training text is not the same"
-        if changed:
-            raise CorpusError(
-                f"the checkpoint cannot be resumed because its place in the training stream is lost: "
-                f"{'; '.join(changed)}; restore the old setting or start a new run"
-            )
+        check_stream(self._stream_settings(), saved)
 
 
 def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:

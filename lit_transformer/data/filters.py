@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Set
+from typing import Any, Literal
 
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.interfaces import SentencePair
 
 OnBadRow = Literal["skip", "error"]
+_NOT_PLAIN = object()
 
 
 class BadRowError(CorpusError):
@@ -28,6 +29,9 @@ class PairFilter:
 
     It comes before the limits in tokens of the data module, which hold for all corpora, and never touches validation,
     test or prediction. Words are what white space separates; for languages written without it, count characters.
+
+    A subclass overrides ``verdict``. What its verdicts depend on should be public attributes that hold plain values:
+    they are part of ``fingerprint``, which tells whether a cache or a checkpoint still fits.
 
     Args:
         min_words: Fewest words of each side.
@@ -79,6 +83,29 @@ class PairFilter:
         if self.max_chars_ratio is not None and long > self.max_chars_ratio * short:
             return "ratio"
         return "copy" if not self.allow_copies and pair.src == pair.tgt else None
+
+    def fingerprint(self) -> list[Any]:
+        """What tells this filter from others: the name of its class, and its public attributes with plain values.
+
+        Plain are text, numbers, None, and lists, tuples, sets and dictionaries of them. Attributes whose names begin
+        with an underscore, and those that hold other objects, are left out: override this if verdicts depend on them.
+        """
+        public = {name: _plain(value) for name, value in vars(self).items() if not name.startswith("_")}
+        return [type(self).__qualname__, {name: value for name, value in public.items() if value is not _NOT_PLAIN}]
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it, the same in every process; an object of another kind is ``_NOT_PLAIN``."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        value = sorted(value.items(), key=str)
+    elif isinstance(value, Set):
+        value = sorted(value, key=str)
+    elif not isinstance(value, list | tuple):
+        return _NOT_PLAIN
+    inside = [_plain(item) for item in value]
+    return _NOT_PLAIN if _NOT_PLAIN in inside else inside
 
 
 def in_words(counts: Mapping[str, int]) -> str:

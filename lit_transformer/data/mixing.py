@@ -8,6 +8,8 @@ from typing import Any
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.textfiles import CorpusError, Row
 
+_GUESSED_ROWS = 1_000_000  # of a corpus that does not know its size
+
 
 class Mixing:
     r"""The proportions in which rows are drawn from several corpora.
@@ -44,11 +46,28 @@ class Mixing:
         """Whether corpora begin again within an epoch."""
         return self.weights is not None or self.temperature != 1
 
-    def shares(self, corpora: Sequence[ParallelCorpus]) -> list[float]:
-        """The share of each corpus, relative to the others."""
+    def shares(self, corpora: Sequence[ParallelCorpus], sizes: Sequence[int] | None = None) -> list[float]:
+        """The share of each corpus, relative to the others.
+
+        Args:
+            corpora: The corpora.
+            sizes: Their sizes, where they have been counted. None asks the corpora. One that does not know may be
+                guessed as long as each row comes once, since the guess only decides which rows come early.
+
+        Raises:
+            CorpusError: If ``temperature`` is set and the size of a corpus is not known.
+        """
         if self.weights is not None:
             return self.weights
-        return [corpus.approximate_rows() ** (1 / self.temperature) for corpus in corpora]
+        if sizes is None:
+            sizes = [self._size(corpus) for corpus in corpora]
+        return [max(1, size) ** (1 / self.temperature) for size in sizes]
+
+    def _size(self, corpus: ParallelCorpus) -> int:
+        size = corpus.approximate_rows()
+        if size is None and self.temperature != 1:
+            raise CorpusError(f"the size of {corpus} is not known: give weights instead of temperature")
+        return min(_GUESSED_ROWS, corpus.max_rows or _GUESSED_ROWS) if size is None else size
 
 
 def endless_rows(

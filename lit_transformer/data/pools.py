@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -18,7 +20,7 @@ from lit_transformer.data.batching import (
     collate,
     reason_to_drop,
 )
-from lit_transformer.data.corpus import ParallelCorpus
+from lit_transformer.data.corpus import CHUNK_ROWS, ParallelCorpus
 from lit_transformer.data.filters import BadRowError, OnBadRow, in_words
 from lit_transformer.data.mixing import Mixing, endless_rows
 from lit_transformer.data.textfiles import CorpusError, Row
@@ -27,8 +29,8 @@ from lit_transformer.interfaces import SentencePair, TranslationBatch
 
 Cursor = dict[str, Any]
 Place = dict[str, Any]
+_Made = TypeVar("_Made")
 _KEPT_TOKENS = 20_000_000  # ids of finished pools kept for the next epoch, 4 bytes each
-_CHUNK_ROWS = 1000  # rows read at once
 _LANE_CHUNK_ROWS = 100  # rows dealt to one lane before the next one gets some: few, so that lanes come out even
 
 
@@ -82,6 +84,13 @@ class LaneEnd:
     lane: int
 
 
+def made_by_this_worker(makers: Iterator[Callable[[], _Made]]) -> Iterator[_Made]:
+    """What the workers make in turn, as far as it falls to this one; without workers, everything."""
+    worker = get_worker_info()
+    num_workers, mine = (worker.num_workers, worker.id) if worker else (1, 0)
+    return (make() for make in islice(makers, mine, None, num_workers))
+
+
 class Part(NamedTuple):
     """Some rows of one corpus.
 
@@ -123,7 +132,7 @@ class MixedRows:
     ) -> None:
         self.corpora, self.pool_size, self.num_lanes = list(corpora), pool_size, num_lanes
         self.mixing, self.on_bad_row = mixing or Mixing(), on_bad_row
-        self.chunk = min(pool_size, _CHUNK_ROWS if num_lanes == 1 else _LANE_CHUNK_ROWS)
+        self.chunk = min(pool_size, CHUNK_ROWS if num_lanes == 1 else _LANE_CHUNK_ROWS)
         self._shares: list[float] | None = None
 
     def pools(self, place: Place, lane: int = 0) -> Iterator[tuple[Place, list[Part]]]:
@@ -261,7 +270,7 @@ class PoolStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Pool | LaneEnd | CorpusError]:
         """The pools of this worker."""
         try:
-            yield from self._share()
+            yield from made_by_this_worker(self._makers())
         except CorpusError as error:
             yield error
 
@@ -271,21 +280,18 @@ class PoolStream(IterableDataset[Any]):
             for _, parts in self.rows.pools(lane_start(), lane):
                 yield self._encode(parts)
 
-    def _share(self) -> Iterator[Pool | LaneEnd]:
-        worker = get_worker_info()
-        workers, mine = (worker.num_workers, worker.id) if worker else (1, 0)
+    def _makers(self) -> Iterator[Callable[[], Pool | LaneEnd]]:
         epoch, places = self.start["epoch"], self.start["lanes"]
-        turn = 0
         while True:
             open_lanes = {lane: self.rows.pools(places[lane], lane) for lane in self.lanes}
             while open_lanes:
                 for lane in list(open_lanes):
                     found = next(open_lanes[lane], None)
-                    if turn % workers == mine:
-                        yield LaneEnd(epoch, lane) if found is None else self._pool(epoch, lane, *found)
                     if found is None:
                         del open_lanes[lane]
-                    turn += 1
+                        yield partial(LaneEnd, epoch, lane)
+                    else:
+                        yield partial(self._pool, epoch, lane, *found)
             if not self.repeat:
                 return
             epoch, places = epoch + 1, start_of(0, self.num_lanes)["lanes"]

@@ -10,9 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_transformer.data.network import is_address, open_address
-from lit_transformer.data.textfiles import CorpusError, Row, State, approximate_lines, file_identity
+from lit_transformer.data.textfiles import (
+    COMPRESSED,
+    CorpusError,
+    Row,
+    State,
+    approximate_lines,
+    file_identity,
+    first_block,
+)
 
-_UNKNOWN_ROWS = 1_000_000  # stands for the size of a stream that does not tell; only proportions depend on it
 _ENOUGH_SHARDS = 64  # with fewer, a place deep in a shard would take long to come back to
 _SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,8 +73,7 @@ class DatasetRows:
         files = sorted(glob.glob(pattern, recursive=True)) if local else [pattern]
         if not files:
             raise CorpusError(f"no file matches {pattern}")
-        ending = next((part for part in reversed(re.findall(r"\.\w+", os.path.basename(files[0])))
-                       if part in _BUILDERS), None)  # fmt: skip
+        ending = _ending(files[0])
         if ending is None:
             raise CorpusError(
                 f"cannot tell what {files[0]} is: expected an ending among {', '.join(_BUILDERS)}, or for "
@@ -115,18 +121,24 @@ class DatasetRows:
         place = "folder" if os.path.isdir(self.path) else self.path
         return [place, self.name, self.split, *map(file_identity, files)]
 
-    def approximate_rows(self) -> int:
-        """From parquet's own count, the lines of a file, or what the Hub says."""
-        if self.path == "parquet" and not any(map(is_address, self.files or [])):
-            return sum(map(_parquet_rows, self.files or []))
+    def approximate_rows(self) -> int | None:
+        """From parquet's own count, the lines of a file, or what the Hub says; None if nothing of this tells it."""
         if self.files:
-            return sum(map(approximate_lines, self.files))
-        splits = self._load().info.splits or {}
-        known = splits[self.split].num_examples if self.split in splits else 0
-        return known or _UNKNOWN_ROWS
+            return _total(self.files)
+        dataset = self._load()
+        splits = dataset.info.splits or {}
+        known: int | None = splits[self.split].num_examples if self.split in splits else None
+        return known or (_total(self._files_of_folder()) if os.path.isdir(self.path) else None)
+
+    def _files_of_folder(self) -> list[str]:
+        """The files in which `datasets` finds this split."""
+        import datasets  # type: ignore[import-untyped]
+
+        found = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
+        return list(found.get(self.split, []))
 
     def _load(self) -> Any:
-        import datasets  # type: ignore[import-untyped]
+        import datasets
 
         missing = [file for file in self.files or [] if not is_address(file) and not os.path.isfile(file)]
         if missing:
@@ -160,6 +172,35 @@ def _finely_cut(dataset: Any, num_lanes: int) -> Any:
     """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that."""
     is_enough = dataset.num_shards >= max(_ENOUGH_SHARDS, _SHARDS_PER_LANE * num_lanes)
     return dataset if is_enough or not hasattr(dataset, "reshard") else dataset.reshard()
+
+
+def _ending(path: str) -> str | None:
+    """The ending that tells how a table is stored, whatever it is packed into; None if there is none."""
+    endings = re.findall(r"\.\w+", os.path.basename(path))
+    return next((ending for ending in reversed(endings) if ending in _BUILDERS), None)
+
+
+def _total(files: list[str]) -> int | None:
+    """About how many rows there are in files on this machine; None if one of them does not tell."""
+    total = 0
+    for file in files:
+        is_table = file.endswith((*_BUILDERS, ".txt", *COMPRESSED))  # no archive of several files
+        rows = None if is_address(file) or not is_table else _rows_of(file)
+        if rows is None:
+            return None
+        total += rows
+    return total or None
+
+
+def _rows_of(file: str) -> int | None:
+    ending = _ending(file)
+    if ending == ".parquet":
+        return _parquet_rows(file)
+    if ending == ".json":
+        line = first_block(file)[0].lstrip().partition(b"\n")[0].rstrip()
+        if not (line.startswith(b"{") and line.endswith(b"}")):  # one large list, whose lines are no rows
+            return None
+    return approximate_lines(file)
 
 
 def _parquet_rows(path: str) -> int:

@@ -83,8 +83,8 @@ class TextFiles:
         """What identifies the text: name, size and both ends of each file."""
         return [[name, *file_identity(path)] for name, path in self.columns]
 
-    def approximate_rows(self) -> int:
-        """The number of lines, estimated from the start of the first file."""
+    def approximate_rows(self) -> int | None:
+        """The number of lines, estimated from the start of the first file; None if that is not on this machine."""
         return approximate_lines(self.columns[0][1])
 
 
@@ -246,19 +246,29 @@ def file_identity(path: str) -> list[Any]:
     return [Path(path).name, size, digest.hexdigest()]
 
 
-def approximate_lines(path: str) -> int:
-    """Number of lines, estimated from the first block; exact for a small file."""
+def approximate_lines(path: str) -> int | None:
+    """Number of lines, estimated from the first block; exact for a small file. None for an address."""
     if is_address(path):
-        return 1_000_000  # only proportions depend on it
+        return None
+    text, times = first_block(path)
+    return max(1, int(text.count(b"\n") * times))
+
+
+def first_block(path: str) -> tuple[bytes, float]:
+    """The start of the text in a file, and how many times as large the whole file is.
+
+    Raises:
+        CorpusError: If the file cannot be read.
+    """
     try:
-        size = max(os.path.getsize(path), 1)
+        size = os.path.getsize(path)
         with open(path, "rb") as raw:
             start = raw.read(_BLOCK)
-            codec = _codec(path)
-            text = start if codec is None else codec().decompress(start)
+        codec = _codec(path)
+        text = start if codec is None else codec().decompress(start)
     except _BROKEN as error:
         raise CorpusError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    return max(1, text.count(b"\n") * size // max(len(start), 1))
+    return text, size / max(len(start), 1)
 
 
 def _codec(path: str) -> Callable[[], Any] | None:

@@ -9,14 +9,13 @@ import os
 import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
 
-from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 
+from lit_transformer.data.locks import locked
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
@@ -183,7 +182,7 @@ class SubwordTokenizer:
         if not self._take(path, data_fingerprint):  # needs no right to write beside the file
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path):
             reason = self._take(path, data_fingerprint)
             if not reason:
                 return False
@@ -342,27 +341,6 @@ def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:
     for src, tgt in pairs:
         spool.write(json.dumps(tgt) + "\n")
         yield src
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock beside ``path``; the system lets go of it when a process dies, so it cannot be left behind.
-
-    The file of the lock is removed by whoever held it: that is safe because a finished tokenizer appears at once, and
-    all who get a lock later look for it first.
-    """
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("another process is training the tokenizer %s: waiting for it", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # Windows removes no file that is open; release does it there
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:

@@ -4,7 +4,7 @@ import threading
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from lit_transformer.data import cached_pools, pools
+from lit_transformer.data import pools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.pools import start_of
 from lit_transformer.data.stream import TrainingBatches
@@ -135,7 +135,7 @@ def ranks(make_pools, world, start=None, steps=None, workers=0):
     def info():
         return getattr(_worker, "info", None)
 
-    with patch.object(pools, "get_worker_info", info), patch.object(cached_pools, "get_worker_info", info):
+    with patch.object(pools, "get_worker_info", info):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
         for thread in threads:
             thread.start()

@@ -167,7 +167,7 @@ def test_is_reused_and_written_anew_only_for_other_ids(tmp_path, caplog):
         *["text, tokenizer or on_bad_row are not the same"] * 2,
     ]
     assert "31 rows" in caplog.messages[-1]
-    assert sorted(file.name for file in path.parent.iterdir()) == ["a.arrow", "a.arrow.lock"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["a.arrow"]
 
 
 def test_says_how_far_it_is(tmp_path, caplog, monkeypatch):
@@ -177,6 +177,11 @@ def test_says_how_far_it_is(tmp_path, caplog, monkeypatch):
     told = [message.split(" of about")[0].split(": ")[-1] for message in caplog.messages if "of about" in message]
     assert told == ["32,000", "40,000", "40,010"]
     assert all("of about 40,010 rows" in message for message in caplog.messages if "of about" in message)
+    caplog.clear()
+    monkeypatch.setattr(Numbers, "approximate_rows", lambda _: None)
+    with caplog.at_level(logging.INFO, logger="lit_transformer.data.cache"):
+        write_or_open_cache(tmp_path / "b.arrow", [Numbers(40)], Letters())
+    assert any(message.startswith("token cache: 40 rows, ") for message in caplog.messages)
 
 
 def test_of_several_processes_one_writes(tmp_path):
@@ -207,7 +212,7 @@ def test_a_text_that_breaks_off_leaves_the_old_file(tmp_path):
     with pytest.raises(CorpusError, match="the connection is down"):
         write_or_open_cache(path, [Numbers(30), Numbers(5000, broken_at=4000)], Letters())
     assert path.read_bytes() == content
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.arrow", "a.arrow.lock"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.arrow"]
 
 
 def test_a_kill_while_writing_leaves_nothing_that_is_taken_for_a_cache(tmp_path):
@@ -230,6 +235,35 @@ write_or_open_cache(sys.argv[2], [Numbers(40_000)], Killing())
     assert len(list(tmp_path.glob(".a.arrow.*.tmp"))) == 1
     assert len(write_or_open_cache(path, [Numbers(40)], Letters())) == 40
     assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_only_errors_of_the_file_are_told_as_errors_of_the_file(tmp_path, monkeypatch):
+    class Dictionary(Numbers):
+        def read_row(self, row):
+            raise OSError("the dictionary is lost")
+
+    with pytest.raises(OSError, match=r"^the dictionary is lost$"):
+        write_or_open_cache(tmp_path / "a.arrow", [Dictionary(30)], Letters())
+    assert list(tmp_path.iterdir()) == []
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as broken:
+            broken.setattr(f"os.{name}", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(CorpusError, match=r"cannot write the token cache .*a\.arrow: No space left on device"):
+                write_or_open_cache(tmp_path / "a.arrow", [Numbers(30)], Letters())
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_left_bad_rows_out_does_not_serve_a_run_that_stops_at_them(tmp_path):
+    (tmp_path / "a.en").write_text("a b\n" * 8)
+    (tmp_path / "a.de").write_text("b a\n" * 6 + "\nb a\n")
+    settings = {"train": ParallelCorpus(str(tmp_path / "a")), "cache_path": str(tmp_path / "a.arrow")}
+    data = make_data(tmp_path, **settings)
+    make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
+    assert data.dropped == {"empty": 1}
+    content = (tmp_path / "a.arrow").read_bytes()
+    with pytest.raises(CorpusError, match=r"^row 7 cannot be used: .*a, en-de\) has nothing in 'de'"):
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path, **settings, on_bad_row="error"))
+    assert (tmp_path / "a.arrow").read_bytes() == content
 
 
 def test_never_overwrites_a_file_of_another_kind(tmp_path):
@@ -304,6 +338,20 @@ def test_the_mixing_of_the_data_module_reaches_the_cache(tmp_path):
         make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
         seen.append(sum(len(batch) for batch in data.train_dataloader()))
     assert seen == [100, 180]
+
+
+def test_a_cache_counts_what_a_stream_does_not_tell(tmp_path):
+    corpora = [write_corpus(tmp_path, rows, name) for name, rows in (("a", 90), ("b", 10))]
+    tokenizer = SubwordTokenizer(vocab_size=400)
+    tokenizer.train(corpora[0])
+    for corpus in corpora:
+        corpus.approximate_rows = lambda: None
+    settings = {"train": corpora, "tokenizer": tokenizer, "tokenizer_path": None, "temperature": 2.0}
+    data = make_data(tmp_path, **settings, cache_path=str(tmp_path / "a.arrow"))
+    make_trainer(tmp_path, max_epochs=1).fit(module := Tiny(), data)
+    assert len(module.seen) == 90 + 30  # the root of 90 to the root of 10 is 3 to 1
+    with pytest.raises(CorpusError, match="is not known: give weights instead of temperature"):
+        make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path, **settings))
 
 
 def test_nothing_left_is_an_error(tmp_path):

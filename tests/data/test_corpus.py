@@ -168,6 +168,31 @@ def test_estimates_rows(tmp_path, ending):
     assert 45_000 < estimate < 80_000
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "csv"])
+def test_rows_of_a_folder_are_counted(tmp_path, kind):
+    for split, rows in (("train", TABLE * 40), ("test", TABLE)):
+        write_table(tmp_path, kind).rename(tmp_path / f"{split}.{kind}")
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.{kind}")
+    exact = 40 * 57 if kind == "parquet" else 57
+    assert exact <= ParallelCorpus(str(tmp_path)).approximate_rows() <= 1.1 * exact + 1
+    assert ParallelCorpus(str(tmp_path), max_rows=5).approximate_rows() == 5
+
+
+def test_a_size_that_nothing_tells_is_not_invented(tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps(TABLE, indent=1))
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in TABLE))
+    assert len(list(ParallelCorpus(str(tmp_path / "list.json")))) == 57
+    assert ParallelCorpus(str(tmp_path / "lines.json")).approximate_rows() == 57
+    for unknown in (
+        ParallelCorpus(str(tmp_path / "list.json")),
+        ParallelCorpus("https://example.org/train.parquet"),
+        ParallelCorpus("hf://datasets/me/pairs/train.jsonl", max_rows=9),
+        ParallelCorpus(src_path="https://example.org/train.en", tgt_path="https://example.org/train.de"),
+    ):
+        assert unknown.approximate_rows() is None
+
+
 def test_corpus_is_picklable_for_worker_processes(tmp_path):
     corpus = ParallelCorpus(str(write_text(tmp_path)))
     corpus.fingerprint()

@@ -475,7 +475,7 @@ def test_mixing_in_other_shares_repeats_small_corpora_and_resumes_exactly(tmp_pa
         run(tmp_path, "other", checkpoint, data_settings=data_settings() | {"temperature": 2.0}, max_epochs=1)
 
 
-def test_tags_of_the_corpora_become_tokens(tmp_path):
+def test_tags_of_the_corpora_become_tokens(tmp_path, caplog):
     there, back = write_corpus(tmp_path, 60), write_corpus(tmp_path, 60)
     there.src_tag, back.src_tag, back.src, back.tgt = "<2de>", "<2en>", "de", "en"
     data = make_data(tmp_path, train=[there, back], test=back)
@@ -487,6 +487,14 @@ def test_tags_of_the_corpora_become_tokens(tmp_path):
     evaluated = next(iter(data.test_dataloader()))
     assert evaluated.sources[0].startswith("<2en> train")
     assert not evaluated.references[0].startswith("<")
+    untagged = write_corpus(tmp_path, 60)
+    for train, warnings in (([there, back], 1), ([], 1), ([there, back, untagged], 0)):
+        caplog.clear()
+        tagged = make_data(tmp_path, test=[back, untagged])
+        tagged.corpora["train"] = train
+        make_trainer(tmp_path).test(Tiny(), tagged, verbose=False)
+        told = [record for record in caplog.records if "has no src_tag" in record.getMessage()]
+        assert [record.levelname for record in told] == ["WARNING"] * warnings
     stranger = write_corpus(tmp_path, 60)
     stranger.src_tag = "<2fr>"
     with pytest.raises(
@@ -550,6 +558,16 @@ def test_missing_parts_are_named(tmp_path):
     data = make_data(tmp_path, test=write_corpus(tmp_path, 5, "t"), tokenizer_path=None)
     with pytest.raises(MisconfigurationException, match="there is no tokenizer yet"):
         make_trainer(tmp_path / "empty").test(Tiny(), data, verbose=False)
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_text_without_targets_is_refused_before_any_is_read(tmp_path, part):
+    corpora = {"train": write_corpus(tmp_path, 5), "val": write_corpus(tmp_path, 5, "val")}
+    for corpus in corpora.values():
+        corpus.rows = lambda *_: pytest.fail("the text was read")
+    corpora[part].tgt = None
+    with pytest.raises(CorpusError, match=rf"{part}, en\) has no target side, which {part} needs: set its tgt"):
+        make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path, **corpora))
 
 
 def test_default_tokenizer_file_is_reused_and_made_anew_for_other_text(tmp_path):

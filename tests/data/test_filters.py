@@ -1,5 +1,9 @@
 """Rows that training does without: filters of a corpus, and counts that survive a resume."""
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -52,7 +56,7 @@ def test_a_corpus_examines_its_rows_and_evaluation_sees_them_all(tmp_path):
     corpus = ParallelCorpus(str(tmp_path / "a"), filter=PairFilter(max_words=2), src_tag="<2de>")
     rows = [row for chunk, _ in corpus.rows() for row in chunk]
     assert corpus.examine(rows[0]) == ("<2de> one two", "eins zwei")
-    with pytest.raises(BadRowError, match=r"a, en-de\) has an empty side: source '', target 'leer'") as caught:
+    with pytest.raises(BadRowError, match=r"a, en-de\) has nothing in 'en': source '', target 'leer'") as caught:
         corpus.examine(rows[1])
     assert caught.value.reason == "empty"
     assert corpus.examine(rows[3]) == "overlong"
@@ -70,6 +74,46 @@ def test_filter_and_tag_change_the_fingerprint(tmp_path):
     prints = [ParallelCorpus(str(tmp_path / "a"), **given).fingerprint() for given in settings * 2]
     assert len(set(prints)) == 4
     assert prints[:4] == prints[4:]
+
+
+def test_a_filter_with_objects_has_the_same_fingerprint_in_every_process():
+    class Fluent(PairFilter):
+        def __init__(self, threshold, words=("der", "die", "das"), **bounds):
+            super().__init__(**bounds)
+            self.model, self._seen, self.threshold, self.words = object(), 0, threshold, frozenset(words)
+            self.models = [object()]
+
+    first = Fluent(0.5)
+    first._seen = 3
+    assert first.fingerprint() == Fluent(0.5).fingerprint()
+    name, settings = json.loads(json.dumps(first.fingerprint()))
+    assert name.endswith("Fluent")
+    assert settings.keys() == {*vars(PairFilter()), "threshold", "words"}
+    others = [Fluent(0.6), Fluent(0.5, max_words=3), Fluent(0.5, ["der"]), PairFilter()]
+    prints = [filter.fingerprint() for filter in (first, *others)]
+    assert all(prints.count(found) == 1 for found in prints)
+
+
+FINGERPRINT = """
+import sys
+from lit_transformer.data import PairFilter, ParallelCorpus
+class Wordy(PairFilter):
+    def __init__(self):
+        super().__init__(max_words=9)
+        self.model, self.words = object(), set("abcdefgh")
+print(ParallelCorpus(sys.argv[1], filter=Wordy()).fingerprint())
+"""
+
+
+def test_two_processes_agree_on_the_fingerprint_of_a_filtered_corpus(tmp_path):
+    for side in ("en", "de"):
+        (tmp_path / f"a.{side}").write_text("x\n")
+    command = [sys.executable, "-c", FINGERPRINT, str(tmp_path / "a")]
+    found = {
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+        for seed in "12"
+    }
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("tag", ["2de", "<2 de>", "<>", "<->", "</s>", "<pad>", "<0x41>", "<a><b>", ""])

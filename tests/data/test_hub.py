@@ -32,6 +32,7 @@ print(json.dumps({
     "train": list(corpus),
     "validation": list(ParallelCorpus("me/pairs@main", split="validation")),
     "errors": errors,
+    "size": corpus.approximate_rows(),
 }))
 """
 
@@ -118,6 +119,7 @@ def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
     read = json.loads(result.stdout)
     assert read["train"] == [[f"train {n}", f"Satz {n}"] for n in range(50)]
     assert read["validation"] == [[f"validation {n}", f"Satz {n}"] for n in range(7)]
+    assert read["size"] is None  # these files come without a card that tells it
     missing, split, column = read["errors"]
     assert "Dataset 'me/nothing' doesn't exist on the Hub" in missing
     assert "Bad split: test. Available splits: ['train', 'validation']" in split

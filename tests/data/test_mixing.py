@@ -76,6 +76,31 @@ def test_temperature_is_the_root_of_the_sizes():
     assert not Mixing(temperature=1).repeats
 
 
+class Untold(Numbers):
+    """A stream that does not tell its size."""
+
+    def approximate_rows(self):
+        return None
+
+
+def test_a_temperature_needs_sizes():
+    mixing, unknown = Mixing(temperature=2), [Numbers(400, "a"), Untold(400, "b")]
+    with pytest.raises(CorpusError, match=r"^the size of Untold\(numbers, en-de\) is not known: give weights instead"):
+        lane_of(MixedRows(unknown, 10, 1, mixing))
+    assert mixing.shares(unknown, [400, 100]) == [20, 10]
+    assert mixing.shares(unknown, [400, 0]) == [20, 1]
+    assert Mixing([3, 1]).shares(unknown) == [3, 1]
+
+
+def test_by_default_an_unknown_size_is_guessed_and_each_row_comes_once():
+    unknown = [Untold(300, "a"), Numbers(90, "b"), Untold(60, "c")]
+    unknown[2].max_rows = 60
+    assert Mixing().shares(unknown) == [1_000_000, 90, 60]
+    mixed = MixedRows(unknown, 50)
+    seen = Counter(texts(lane_of(mixed), mixed))
+    assert seen == Counter(text for corpus in unknown for text in corpus.texts())
+
+
 def test_passes_of_a_small_corpus_share_its_rows_among_the_lanes():
     mixed = MixedRows(corpora([3000, 40]), 10, 4, Mixing([1, 1]))
     for lane in range(4):

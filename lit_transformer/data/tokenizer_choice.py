@@ -1,0 +1,121 @@
+"""Which tokenizer a run uses: one that was given, one from a file, one of a checkpoint, or one made from the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from lit_transformer.data.textfiles import CorpusError
+from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.interfaces import SentencePair
+
+
+class TokenizerChoice:
+    """The tokenizer of a data module, and the rules by which another one may take its place.
+
+    Args:
+        given: A recipe, or a tokenizer that is trained already; None means byte-pair encoding.
+        path: The file that the user names; it is never made anew.
+        vocab_size: Size that the target vocabulary must have, in tokens. A recipe without a size of its own takes it.
+        src_vocab_size: The same of a source vocabulary; None means that both sides share one.
+        tags: What may stand before the sources of the training text; a recipe takes them over.
+
+    Attributes:
+        tokenizer: The choice so far; perhaps only a recipe.
+
+    Raises:
+        CorpusError: If ``given`` has other sizes.
+    """
+
+    def __init__(
+        self,
+        given: SubwordTokenizer | None,
+        path: str | None,
+        vocab_size: int,
+        src_vocab_size: int | None,
+        tags: Sequence[str],
+    ) -> None:
+        self.path, self.vocab_size, self.src_vocab_size = path, vocab_size, src_vocab_size
+        self._has_recipe = given is not None
+        self._is_given = path is not None or (given is not None and given.is_trained)
+        self.tokenizer = self._completed(given or SubwordTokenizer(), tags)
+        self._check_sizes(self.tokenizer)
+
+    def make(self, folder: str, pairs: Callable[[], Iterable[SentencePair]], fingerprint: Callable[[], str]) -> None:
+        """Takes the named file if it is there; else the tokenizer is made from the text, or taken from an earlier run.
+
+        Args:
+            folder: Where ``tokenizer.json`` stands if no file is named.
+            pairs: Opens the training text; called only if the tokenizer must be made from it.
+            fingerprint: What names that text; not called if the tokenizer is trained or its file was named.
+
+        Raises:
+            CorpusError: If the named file holds another tokenizer than was asked for.
+        """
+        if self.tokenizer.is_trained:
+            return
+        if self.path and Path(self.path).exists():
+            self._take_file(Path(self.path))
+        else:
+            self.tokenizer.train_or_load(self._file(folder), pairs, fingerprint())
+
+    def find(self, folder: str, has_checkpoint: bool) -> None:
+        """Takes the tokenizer from the named file, or from that in ``folder`` if no checkpoint brings one.
+
+        Args:
+            folder: Where ``tokenizer.json`` stands if no file is named.
+            has_checkpoint: Whether the tokenizer will come out of a checkpoint if no file is named.
+
+        Raises:
+            CorpusError: If the named file is not there, or holds another tokenizer than was asked for.
+        """
+        if self.tokenizer.is_trained:
+            return
+        path = self._file(folder)
+        if path.exists() and (self.path or not has_checkpoint):
+            self._take_file(path)
+        elif self.path:
+            raise CorpusError(f"tokenizer_path={self.path!r} does not exist, and only fit can make it")
+
+    def adopt(self, saved: SubwordTokenizer) -> None:
+        """Takes the tokenizer of a checkpoint.
+
+        Raises:
+            CorpusError: If another one was given, or its sizes are not those that are set.
+        """
+        if self._is_given and self.tokenizer.is_trained and self.tokenizer.fingerprint != saved.fingerprint:
+            raise CorpusError(
+                "the given tokenizer is not the one that the checkpoint was trained with: leave out tokenizer and "
+                "tokenizer_path to use the one inside the checkpoint"
+            )
+        self._check_sizes(saved)
+        self.tokenizer = saved
+
+    def _file(self, folder: str) -> Path:
+        return Path(self.path or Path(folder) / "tokenizer.json")
+
+    def _completed(self, tokenizer: SubwordTokenizer, tags: Sequence[str]) -> SubwordTokenizer:
+        """The recipe with the sizes that are set, where it does not set its own, and with the tags."""
+        recipe = dict(tokenizer.recipe)
+        recipe["tags"] = list(dict.fromkeys([*recipe["tags"], *tags]))
+        if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
+            recipe["vocab_size"] = self.vocab_size
+        if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
+            recipe["src_vocab_size"], recipe["joint"] = self.src_vocab_size, False
+        return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
+
+    def _take_file(self, path: Path) -> None:
+        found = SubwordTokenizer.load(path)
+        self._check_sizes(found)
+        if self._has_recipe and found.recipe != self.tokenizer.recipe:
+            raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
+        self.tokenizer = found
+
+    def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
+        wanted = (self.vocab_size, self.src_vocab_size)
+        got = (tokenizer.vocab_size, None if tokenizer.joint else tokenizer.src_vocab_size)
+        if got != wanted:
+            raise CorpusError(
+                f"the tokenizer has vocab_size={got[0]} and src_vocab_size={got[1]} (None: one shared vocabulary), but "
+                f"the data module is set to {wanted[0]} and {wanted[1]}: make them agree"
+            )
