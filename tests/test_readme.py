@@ -18,6 +18,7 @@ import lit_transformer
 from lit_transformer import commands, compare, curves, metrics, nn, quickstart
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
+from lit_transformer.exchange import commands as exchange_commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +57,8 @@ OTHER_PARSERS = {
     "quickstart": quickstart.quickstart_parser,
     "curves": curves.curves_parser,
     "compare": compare.compare_parser,
+    "export": exchange_commands.export_parser,
+    "import": exchange_commands.import_parser,
 }
 
 
