@@ -11,6 +11,7 @@ from lit_transformer.interfaces import InputError
 FORMATS = {
     "safetensors": "weights, configuration and tokenizer, for this package",
     "huggingface": "a Marian model and tokenizer for transformers",
+    "ctranslate2": "for the engine CTranslate2 (needs the extra ctranslate2)",
 }
 
 
@@ -49,14 +50,12 @@ def export(arguments: list[str]) -> None:
     """Runs ``lit-transformer export``."""
     options = export_parser().parse_args(arguments)
     folder = _new_folder(options.folder)
-    from lit_transformer.exchange import export_huggingface
+    from lit_transformer.exchange import export_ctranslate2, export_huggingface
     from lit_transformer.translator import Translator
 
     translator = Translator.from_pretrained(options.checkpoint)
-    if options.format == "huggingface":
-        export_huggingface(translator, folder)
-    else:
-        translator.save(folder)
+    write = {"huggingface": export_huggingface, "ctranslate2": export_ctranslate2}.get(options.format, Translator.save)
+    write(translator, folder)
     _list(folder)
 
 

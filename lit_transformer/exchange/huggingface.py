@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_transformer.checkpoints import CheckpointError, replacing
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
+from lit_transformer.exchange.shared import write_json
 from lit_transformer.exchange.tokenizer_files import tokenizer_files, tokenizer_from_files
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.nn import Transformer
@@ -46,13 +47,11 @@ def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": settings,
     }
-    for name, content in contents.items():
-        with replacing(folder / name) as partial:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=2), encoding="utf-8")
+    files = write_json(folder, contents)
     weights = folder / "model.safetensors"
     with replacing(weights) as partial:
         safetensors.torch.save_file(to_marian(network), str(partial), metadata={"format": "pt"})
-    return [*(folder / name for name in contents), weights]
+    return [*files, weights]
 
 
 def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:

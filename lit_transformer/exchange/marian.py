@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_transformer.exchange.shared import own_transformer
 from lit_transformer.interfaces import InputError, TranslationNetwork
 from lit_transformer.nn import Transformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
@@ -60,11 +61,7 @@ def marian_config(network: TranslationNetwork) -> dict[str, Any]:
     Raises:
         InputError: If Marian has no such network; the message names the argument.
     """
-    if type(network) is not Transformer:
-        raise InputError(
-            f"{type(network).__name__} cannot become a Marian model: only the package's own Transformer is known to "
-            "compute what Marian does"
-        )
+    network = own_transformer(network, "Marian")
     obstacle = _obstacle(network)
     if obstacle is not None:
         raise InputError(f"this network cannot become a Marian model: {obstacle}")
@@ -95,7 +92,6 @@ def marian_config(network: TranslationNetwork) -> dict[str, Any]:
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
         "decoder_start_token_id": BOS_ID,
-        "forced_eos_token_id": EOS_ID,
     }
 
 
@@ -107,13 +103,7 @@ def _obstacle(network: Transformer) -> str | None:
         return f"positions={network.positions!r}, but Marian computes sinusoidal ones and saves no others"
     if network.tie != "all":
         return f"tie={network.tie!r}, but the export needs one matrix for both embeddings and the output ('all')"
-    for name, width in (("d_k", network.d_k), ("d_v", network.d_v)):
-        if width not in (None, network.d_model / network.num_heads):
-            return (
-                f"{name}={width}, but Marian's heads are d_model / num_heads = "
-                f"{network.d_model / network.num_heads:g} features wide"
-            )
-    return None if network.d_model % network.num_heads == 0 else "d_model is not divisible by num_heads"
+    return None
 
 
 def to_marian(network: Transformer) -> dict[str, Tensor]:

@@ -179,7 +179,7 @@ class Warm(Transformer):
         (lambda: Transformer(**SIZES, norm="pre"), "norm='pre'"),
         (lambda: Transformer(**SIZES, positions="learned", max_length=9), "positions='learned'"),
         (lambda: Transformer(**SIZES, tie="output"), "tie='output'"),
-        (lambda: Transformer(**SIZES, d_k=8), "d_k=8, but Marian's heads are d_model / num_heads = 4"),
+        (lambda: Transformer(**SIZES, d_k=8), "d_k=8, but heads are d_model / num_heads = 4"),
         (lambda: Transformer(**SIZES, d_v=2), "d_v=2"),
         (lambda: Transformer(**{**SIZES, "num_heads": 3}, d_k=5, d_v=5), "d_k=5"),
         (lambda: Warm(**SIZES), "Warm cannot become a Marian model"),
