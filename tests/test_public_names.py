@@ -21,6 +21,7 @@ PACKAGES = (
     "lit_transformer.callbacks",
     "lit_transformer.data",
     "lit_transformer.decoding",
+    "lit_transformer.exchange",
     "lit_transformer.metrics",
     "lit_transformer.nn",
 )

@@ -15,9 +15,22 @@ import yaml
 from command_line import lit
 
 import lit_transformer
-from lit_transformer import commands, compare, curves, metrics, nn, quickstart
+from lit_transformer import (
+    SubwordTokenizer,
+    TeachingCorpus,
+    Transformer,
+    Translator,
+    commands,
+    compare,
+    curves,
+    metrics,
+    nn,
+    quickstart,
+)
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
+from lit_transformer.exchange import commands as exchange_commands
+from lit_transformer.exchange import export_huggingface
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,14 +47,26 @@ CALLS = [  # the arguments of every lit-transformer in every line, up to a pipe 
 OWN_CLASS = next(code for code in PYTHON if "class Warm" in code)
 
 
+@pytest.fixture(scope="module")
+def marian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``export --format huggingface`` writes, of a network that knows nothing yet."""
+    folder = tmp_path_factory.mktemp("exported")
+    tokenizer = SubwordTokenizer(vocab_size=400)
+    tokenizer.train(TeachingCorpus("train", max_rows=50))
+    network = Transformer(vocab_size=400, num_layers=1, d_model=16, d_ff=32, num_heads=2, max_length=64)
+    export_huggingface(Translator(network, tokenizer), folder)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as the README assumes it: configs, a run, a package of one's own."""
+def workplace(tmp_path: Path, marian: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as the README assumes it: configs, a run, a package of one's own, an exported model."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     (tmp_path / "my_project.py").write_text(OWN_CLASS)
     run = tmp_path / "runs" / "tiny"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "marian").symlink_to(marian)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -56,6 +81,8 @@ OTHER_PARSERS = {
     "quickstart": quickstart.quickstart_parser,
     "curves": curves.curves_parser,
     "compare": compare.compare_parser,
+    "export": exchange_commands.export_parser,
+    "import": exchange_commands.import_parser,
 }
 
 

@@ -1,0 +1,149 @@
+"""Folders of Hugging Face transformers: a Marian model with its tokenizer, written and read without transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lit_transformer.checkpoints import CheckpointError, replacing
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
+from lit_transformer.exchange.shared import write_json
+from lit_transformer.exchange.tokenizer_files import tokenizer_files, tokenizer_from_files
+from lit_transformer.interfaces import InputError, Search
+from lit_transformer.nn import Transformer
+from lit_transformer.translator import Translator
+from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
+
+_LONGEST_OUTPUT = 512  # tokens, as Marian's own models have it, where the network sets no lower bound
+
+
+def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]:
+    """Writes a folder that ``MarianMTModel.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load.
+
+    Args:
+        translator: Network and tokenizer; its search becomes the model's settings for ``generate``.
+        folder: Where to write.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: If Marian has no such network, or the tokenizer has two vocabularies; the message says why.
+    """
+    folder, network = Path(folder), translator.network
+    config = marian_config(network)
+    assert isinstance(network, Transformer)  # marian_config refuses all others
+    tokenizer, settings = tokenizer_files(translator.tokenizer, network.max_length or MAX_POSITIONS)
+    contents = {
+        "config.json": config,
+        "generation_config.json": generation_config(translator.search, network.max_length),
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": settings,
+    }
+    files = write_json(folder, contents)
+    weights = folder / "model.safetensors"
+    with replacing(weights) as partial:
+        safetensors.torch.save_file(to_marian(network), str(partial), metadata={"format": "pt"})
+    return [*files, weights]
+
+
+def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
+    """The settings of ``generate`` that are nearest to a search.
+
+    Hugging Face divides log probabilities by the length to the power of alpha, where ours is a gentler
+    :func:`~lit_transformer.decoding.length_penalty`; and it knows no bound that depends on the source.
+
+    Args:
+        search: A beam search; of any other search nothing is known, and generation is greedy.
+        max_length: Longest sequence of the network in tokens; None for no bound.
+    """
+    content: dict[str, Any] = {
+        "pad_token_id": PAD_ID,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "decoder_start_token_id": BOS_ID,
+        "forced_eos_token_id": EOS_ID,
+        "suppress_tokens": [PAD_ID, BOS_ID],
+        "max_length": min(_LONGEST_OUTPUT, max_length or MAX_POSITIONS) + 1,  # BOS counts there
+        "num_beams": 1,
+    }
+    if isinstance(search, BeamSearch):
+        if not search.allow_unknown:
+            content["suppress_tokens"] = [PAD_ID, UNK_ID, BOS_ID]
+        if search.beam_size > 1:
+            content["num_beams"] = search.beam_size
+            content["length_penalty"] = search.length_penalty
+            content["early_stopping"] = True if search.stop_early else "never"
+    return content
+
+
+def import_huggingface(folder: str | Path, **options: Any) -> Translator:
+    """Reads a Marian folder whose tokenizer this package exported, fine-tuned elsewhere or not.
+
+    Args:
+        folder: With ``config.json``, ``tokenizer.json``, ``tokenizer_config.json``, and the weights in
+            ``model.safetensors`` or ``pytorch_model.bin``.
+        options: Arguments of :class:`~lit_transformer.Translator`.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged.
+        InputError: If the network or the tokenizer is of a kind that cannot be read; the message says why.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"there is no folder {folder}; name one that holds a Hugging Face model")
+    config = _read_json(folder, "config.json")
+    try:
+        tokenizer = _read_tokenizer(folder)
+        network = from_marian(config, _read_weights(folder))
+    except CheckpointError:
+        raise
+    except (InputError, ValueError, TypeError) as error:
+        raise InputError(f"{folder} cannot be imported: {error}") from None
+    return Translator(network, tokenizer, **options)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    if not (folder / "tokenizer.json").is_file() and (folder / "source.spm").is_file():
+        raise InputError(
+            "its tokenizer is a pair of sentencepiece models (source.spm, target.spm), which cannot be read yet; only "
+            "folders that lit-transformer exported can"
+        )
+    return tokenizer_from_files(_read_json(folder, "tokenizer.json"), _read_json(folder, "tokenizer_config.json"))
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} is not a complete Hugging Face model: it has no {name}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / name} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder / name} is damaged: it should hold an object")
+    return content
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors in single precision, read as plain data."""
+    path = next(
+        (folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()), None
+    )
+    if path is None:
+        parts = " in one file, not in several," if [*folder.glob("*.index.json")] else ""
+        raise CheckpointError(f"{folder} has no weights{parts} named model.safetensors or pytorch_model.bin")
+    try:
+        if path.suffix == ".safetensors":
+            weights = safetensors.torch.load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor.float() for name, tensor in weights.items()}
+    except Exception as error:  # bytes that are no pickle can raise nearly anything
+        raise CheckpointError(f"{path} is damaged, or holds more than tensors: {error}") from None
