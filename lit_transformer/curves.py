@@ -127,6 +127,8 @@ def _draw_panel(axes: Axes, title: str, names: Sequence[str], runs: dict[str, di
         axes.set_yscale("log")
     elif title.startswith("loss"):
         axes.set_ylim(min(seen) - 0.2, max(seen) + 0.2)
+    else:
+        axes.margins(y=0.1)  # room for the best values
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("optimizer step", fontsize=9)
     axes.grid(color="#e4e1ea", linewidth=0.6)
@@ -154,13 +156,13 @@ def _draw_curve(axes: Axes, curve: Curve, label: str, colour: str, is_training: 
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of each value and those around it, a twentieth of all on either side; fewer at both ends.
+    """The mean of each value and those around it, a sixtieth of all on either side; fewer at both ends.
 
     Example:
         >>> running_mean([1.0, 2.0, 6.0])
         [1.5, 3.0, 4.0]
     """
-    reach = max(1, len(values) // 20)
+    reach = max(1, len(values) // 60)
     windows = (values[max(0, place - reach) : place + reach + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
