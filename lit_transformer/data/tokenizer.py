@@ -16,14 +16,14 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
+from lit_transformer.data.pieces import decoded, pieces
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
-from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
+from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
 
 _FORMAT, _VERSION = "lit_transformer.SubwordTokenizer", 1
-_VISIBLE = str.maketrans({" ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 class SubwordTokenizer:
@@ -211,19 +211,19 @@ class SubwordTokenizer:
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Several rows of target ids as texts, as ``decode`` does for one."""
-        return _decode(_ready(self._tgt), rows, self.vocab_size, self.tags)
+        return decoded(_ready(self._tgt), rows, self.vocab_size, self.tags)
 
     def decode_src(self, ids: Sequence[int]) -> str:
         """Source ids as text, as ``decode`` does for the target side."""
-        return _decode(_ready(self._src), [ids], self.src_vocab_size, self.tags)[0]
+        return decoded(_ready(self._src), [ids], self.src_vocab_size, self.tags)[0]
 
     def pieces_src(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each source id, for pictures and tables; ``▁`` stands for a space."""
-        return _pieces(_ready(self._src), ids, self.src_vocab_size)
+        return pieces(_ready(self._src), ids, self.src_vocab_size)
 
     def pieces_tgt(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each target id, for pictures and tables; ``▁`` stands for a space."""
-        return _pieces(_ready(self._tgt), ids, self.vocab_size)
+        return pieces(_ready(self._tgt), ids, self.vocab_size)
 
     def to_state(self) -> dict[str, Any]:
         """Recipe and vocabulary as plain data, fit for JSON and for checkpoints loaded with ``weights_only=True``."""
@@ -341,20 +341,3 @@ def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:
     for src, tgt in pairs:
         spool.write(json.dumps(tgt) + "\n")
         yield src
-
-
-def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:
-    if len(ids) and not 0 <= min(ids) <= max(ids) < vocab_size:
-        raise ValueError(f"ids must lie between 0 and {vocab_size - 1}, got {min(ids)} to {max(ids)}")
-    return ids
-
-
-def _decode(tokenizer: Tokenizer, rows: Sequence[Sequence[int]], vocab_size: int, tags: Sequence[str]) -> list[str]:
-    silent = {PAD_ID, BOS_ID, EOS_ID, *map(tokenizer.token_to_id, tags)}
-    spoken = [[i for i in _checked(row, vocab_size) if i not in silent] for row in rows]
-    return tokenizer.decode_batch(spoken, skip_special_tokens=False)
-
-
-def _pieces(tokenizer: Tokenizer, ids: Sequence[int], vocab_size: int) -> list[str]:
-    spellings = (tokenizer.id_to_token(i) for i in _checked(ids, vocab_size))
-    return [f"<{i}>" if piece is None else piece.translate(_VISIBLE) for i, piece in zip(ids, spellings, strict=True)]
