@@ -24,7 +24,7 @@ COMMANDS = {
     "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "export": ("exchange.commands", "write a model for use elsewhere: safetensors, transformers or CTranslate2"),
-    "import": ("exchange.commands", "read a Hugging Face Marian folder"),
+    "import": ("exchange.commands", "read a Hugging Face folder (Marian or Pegasus)"),
     "average": ("commands", "average several checkpoints into one"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }

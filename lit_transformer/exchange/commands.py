@@ -10,7 +10,7 @@ from lit_transformer.interfaces import InputError
 
 FORMATS = {
     "safetensors": "weights, configuration and tokenizer, for this package",
-    "huggingface": "a Marian model and tokenizer for transformers",
+    "huggingface": "a Marian (pre-norm: Pegasus) model and tokenizer for transformers",
     "ctranslate2": "for the engine CTranslate2 (needs the extra ctranslate2)",
 }
 
@@ -35,7 +35,7 @@ def import_parser() -> CommandParser:
     """The options of ``import``."""
     parser = command_parser(
         "import",
-        "Reads a Hugging Face Marian folder and writes one that the other commands take as a checkpoint.",
+        "Reads a Hugging Face Marian or Pegasus folder and writes one that the other commands take as a checkpoint.",
         "The tokenizer must be one that export --format huggingface wrote; the weights may have been trained on.\n\n"
         "examples:\n"
         "  lit-transformer import marian back\n"

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face transformers: a Marian model with its tokenizer, written and read without transformers."""
+"""Folders of Hugging Face transformers, a model with its tokenizer, written and read without transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ _LONGEST_OUTPUT = 512  # tokens, as Marian's own models have it, where the netwo
 
 
 def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]:
-    """Writes a folder that ``MarianMTModel.from_pretrained`` and ``AutoTokenizer.from_pretrained`` load.
+    """Writes a folder that ``AutoModelForSeq2SeqLM`` and ``AutoTokenizer`` of transformers load.
+
+    It holds a Marian model, which is the paper's network, or for ``norm="pre"`` a Pegasus model.
 
     Args:
         translator: Network and tokenizer; its search becomes the model's settings for ``generate``.
@@ -35,7 +37,7 @@ def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]
         The files.
 
     Raises:
-        InputError: If Marian has no such network, or the tokenizer has two vocabularies; the message says why.
+        InputError: If neither has such a network, or the tokenizer has two vocabularies; the message says why.
     """
     folder, network = Path(folder), translator.network
     config = marian_config(network)
@@ -85,7 +87,7 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
 
 
 def import_huggingface(folder: str | Path, **options: Any) -> Translator:
-    """Reads a Marian folder whose tokenizer this package exported, fine-tuned elsewhere or not.
+    """Reads a Marian or Pegasus folder whose tokenizer this package exported, fine-tuned elsewhere or not.
 
     Args:
         folder: With ``config.json``, ``tokenizer.json``, ``tokenizer_config.json``, and the weights in

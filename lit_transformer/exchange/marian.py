@@ -1,8 +1,8 @@
-"""Our network as Hugging Face's Marian and back: configuration and weights, as plain data.
+"""Our network as Hugging Face's Marian or Pegasus and back: configuration and weights, as plain data.
 
-Marian is the paper's network too; it only orders the waves of the positions differently: all sines, then all cosines,
-where ours alternate. So the features are put into the other order everywhere, which changes no result, and Marian's own
-table of positions fits.
+Marian is the paper's network too, and Pegasus is Marian with ``norm="pre"``. Both order the waves of the positions in
+another way: all sines, then all cosines, where ours alternate. So the features are put into the other order everywhere,
+which changes no result, and their own table of positions fits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from lit_transformer.nn import Transformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 MAX_POSITIONS = 1024  # of Marian's table, for a network of ours that sets no bound
+
+_MODELS = {  # of transformers, by our ``norm``: type and class
+    "post": ("marian", "MarianMTModel"),
+    "pre": ("pegasus", "PegasusForConditionalGeneration"),
+}
 
 SHARED = "model.shared.weight"
 _SAME_AS_SHARED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
@@ -53,21 +58,22 @@ _PARTS: dict[str, tuple[str, int | None, int | None]] = {
 
 
 def marian_config(network: TranslationNetwork) -> dict[str, Any]:
-    """The arguments of ``MarianConfig`` that describe a network.
+    """The arguments of ``MarianConfig``, or of ``PegasusConfig`` for a pre-norm network, that describe a network.
 
     Args:
         network: A ``Transformer``, with any sizes, layers, heads and activation.
 
     Raises:
-        InputError: If Marian has no such network; the message names the argument.
+        InputError: If neither has such a network; the message names the argument.
     """
-    network = own_transformer(network, "Marian")
+    model_type, model_class = _MODELS[network.norm] if isinstance(network, Transformer) else _MODELS["post"]
+    network = own_transformer(network, model_type.capitalize())
     obstacle = _obstacle(network)
     if obstacle is not None:
-        raise InputError(f"this network cannot become a Marian model: {obstacle}")
+        raise InputError(f"this network cannot become a {model_type.capitalize()} model: {obstacle}")
     return {
-        "architectures": ["MarianMTModel"],
-        "model_type": "marian",
+        "architectures": [model_class],
+        "model_type": model_type,
         "vocab_size": network.vocab_size,
         "decoder_vocab_size": network.vocab_size,
         "d_model": network.d_model,
@@ -96,11 +102,9 @@ def marian_config(network: TranslationNetwork) -> dict[str, Any]:
 
 
 def _obstacle(network: Transformer) -> str | None:
-    """What Marian cannot do, beginning with the argument that asks for it; None if there is nothing."""
-    if network.norm != "post":
-        return f"norm={network.norm!r}, but Marian normalises after each residual sum ('post')"
+    """What does not fit, beginning with the argument that asks for it; None if there is nothing."""
     if network.positions != "sinusoidal":
-        return f"positions={network.positions!r}, but Marian computes sinusoidal ones and saves no others"
+        return f"positions={network.positions!r}, but it computes sinusoidal ones and saves no others"
     if network.tie != "all":
         return f"tie={network.tie!r}, but the export needs one matrix for both embeddings and the output ('all')"
     return None
@@ -116,15 +120,18 @@ def to_marian(network: Transformer) -> dict[str, Tensor]:
         if tensor is None:  # bias=False
             tensor = torch.zeros(len(ours[name.removesuffix("bias") + "weight"]))
         theirs[their_name] = tensor if axis is None else tensor.index_select(axis, order)
+    if network.norm == "pre":  # Pegasus would give notice of tables that it has to make
+        waves = network.src_positions(torch.zeros(1, network.max_length or MAX_POSITIONS, network.d_model))[0]
+        theirs |= dict.fromkeys(_POSITIONS, waves[:, order])
     return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
 
 
 def from_marian(config: dict[str, Any], weights: dict[str, Tensor]) -> Transformer:
-    """The network that a Marian folder describes.
+    """The network that a Marian or Pegasus folder describes.
 
     Args:
         config: What stands in its ``config.json``.
-        weights: Its tensors by Marian's names.
+        weights: Its tensors by their names there.
 
     Raises:
         InputError: If it computes something that our network does not, or weights are missing or of other shapes.
@@ -155,8 +162,10 @@ def from_marian(config: dict[str, Any], weights: dict[str, Tensor]) -> Transform
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of our network."""
-    if config.get("model_type") != "marian":
-        raise InputError(f"model_type is {config.get('model_type')!r}, but only Marian models ('marian') can be read")
+    norms = {model_type: norm for norm, (model_type, _) in _MODELS.items()}
+    norm = norms.get(str(config.get("model_type")))
+    if norm is None:
+        raise InputError(f"model_type is {config.get('model_type')!r}, but only {' and '.join(norms)} can be read")
     wanted: dict[str, Any] = {"pad_token_id": PAD_ID, "eos_token_id": EOS_ID, "decoder_start_token_id": BOS_ID}
     wanted |= {"share_encoder_decoder_embeddings": True, "tie_word_embeddings": True}
     for name, value in wanted.items():
@@ -182,7 +191,7 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
     }
     arguments = {ours: _value(config, theirs) for ours, theirs in names.items()}
     arguments |= {name: config.get(name, default) for name, default in _DEFAULTS.items()}
-    return arguments | {"activation": _ACTIVATIONS[activation]}
+    return arguments | {"activation": _ACTIVATIONS[activation], "norm": norm}
 
 
 def _value(config: dict[str, Any], name: str) -> Any:
@@ -202,9 +211,12 @@ def _check_positions(network: Transformer, weights: dict[str, Tensor], order: Te
 
 
 def _layer_weights(network: Transformer) -> dict[str, tuple[str, int | None]]:
-    """For our name of each weight and bias in the layers, Marian's name and the axis of the features."""
+    """For our name of each weight and bias in encoder and decoder, Marian's name and the axis of the features."""
     found: dict[str, tuple[str, int | None]] = {}
     for stack in ("encoder", "decoder"):
+        if network.norm == "pre":
+            for kind in ("weight", "bias"):
+                found[f"{stack}.final_norm.{kind}"] = (f"model.{stack}.layer_norm.{kind}", 0)
         for index, layer in enumerate(getattr(network, stack).layers):
             parts = {name for name, _ in layer.named_modules()} & _PARTS.keys()
             for part in sorted(parts):

@@ -14,7 +14,7 @@ import torch
 from command_line import lit
 from tiny_run import WORDS, sentences
 from tiny_run import tiny_run as tiny_run
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianMTModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lit_transformer import SubwordTokenizer, TeachingCorpus, Transformer, Translator
@@ -83,14 +83,15 @@ def their_translations(folder: Path, lines: list[str], **options: Any) -> list[s
     [
         {},
         {"num_decoder_layers": 1, "activation": "gelu", "num_heads": 2, "d_model": 24},
+        {"norm": "pre", "num_decoder_layers": 1},
         {"activation": "silu", "bias": False, "scale_embedding": False, "max_length": 40, "d_k": 4, "d_v": 4},
     ],
-    ids=["paper", "gelu", "silu"],
+    ids=["paper", "gelu", "pre", "silu"],
 )
 def test_logits_are_equal_there_and_back(tokenizer: SubwordTokenizer, tmp_path: Path, changes: dict[str, Any]) -> None:
     ours = Translator(random_network(**changes), tokenizer)
     export_huggingface(ours, tmp_path / "there")
-    model, report = MarianMTModel.from_pretrained(tmp_path / "there", output_loading_info=True)
+    model, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "there", output_loading_info=True)
     assert not any(report.values())
     src, tgt_input = batch(600)
     with torch.no_grad():
@@ -99,7 +100,7 @@ def test_logits_are_equal_there_and_back(tokenizer: SubwordTokenizer, tmp_path: 
     torch.testing.assert_close(their_logits(model, src, tgt_input), logits, atol=1e-4, rtol=0)
     model.save_pretrained(tmp_path / "again")  # which leaves the positions out
     AutoTokenizer.from_pretrained(tmp_path / "there").save_pretrained(tmp_path / "again")
-    resaved = MarianMTModel.from_pretrained(tmp_path / "again")
+    resaved = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again")
     torch.testing.assert_close(their_logits(resaved, src, tgt_input), logits, atol=1e-4, rtol=0)
     for folder in ("there", "again"):
         back = import_huggingface(tmp_path / folder)
@@ -150,12 +151,12 @@ def test_a_trained_model_translates_the_same(tiny_run: Path, tmp_path: Path) -> 
     greedy = Translator.from_pretrained(tiny_run, search=GreedySearch(**bound))(lines)
     assert sum(set(line.split()) <= set(WORDS.values()) for line in greedy) > 150  # it has learned something
     assert their_translations(folder, lines, num_beams=1) == greedy
-    lines = sentences(200, seed=9)  # no longer than in training
+    lines = sentences(60, seed=9)  # no longer than in training
     for alpha in (0.6, 1.4):
         beam = Translator.from_pretrained(tiny_run, search=PowerOfLength(length_penalty=alpha, **bound))(lines)
         theirs = their_translations(folder, lines, length_penalty=alpha)  # 4 beams, from generation_config.json
         ended = [pair for pair in zip(theirs, beam, strict=True) if len(pair[1].split()) < 20]
-        assert len(ended) > 150  # the others run on to the bound, where theirs get EOS for nothing
+        assert len(ended) > 45  # the others run on to the bound, where theirs get EOS for nothing
         assert all(one == other for one, other in ended)
     assert lit("import", folder, tmp_path / "back").status == 0
     assert Translator.from_pretrained(tmp_path / "back")(lines) == Translator.from_pretrained(tiny_run)(lines)
@@ -164,7 +165,7 @@ def test_a_trained_model_translates_the_same(tiny_run: Path, tmp_path: Path) -> 
 def test_the_search_is_written_as_generate_has_it(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
     search = BeamSearch(beam_size=3, length_penalty=1.2, allow_unknown=False, stop_early=True)
     export_huggingface(Translator(random_network(max_length=40), tokenizer, search=search), tmp_path)
-    kept = MarianMTModel.from_pretrained(tmp_path).generation_config
+    kept = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
     assert (kept.num_beams, kept.length_penalty, kept.early_stopping) == (3, 1.2, True)
     assert (kept.suppress_tokens, kept.max_length, kept.forced_eos_token_id) == ([0, 1, 2], 41, 3)
 
@@ -176,7 +177,6 @@ class Warm(Transformer):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Transformer(**SIZES, norm="pre"), "norm='pre'"),
         (lambda: Transformer(**SIZES, positions="learned", max_length=9), "positions='learned'"),
         (lambda: Transformer(**SIZES, tie="output"), "tie='output'"),
         (lambda: Transformer(**SIZES, d_k=8), "d_k=8, but heads are d_model / num_heads = 4"),
@@ -218,7 +218,7 @@ def _tensors(**changes: Any) -> Callable[[Path], None]:
     """Writes the weights as torch has them, some of them changed; None leaves one out."""
 
     def change(folder: Path) -> None:
-        weights = MarianMTModel.from_pretrained(folder).state_dict()
+        weights = AutoModelForSeq2SeqLM.from_pretrained(folder).state_dict()
         weights |= {name.replace("__", "."): value for name, value in changes.items()}
         torch.save({name: value for name, value in weights.items() if value is not None}, folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
@@ -238,7 +238,8 @@ def _changed_vocabulary(folder: Path) -> None:
     ("spoil", "words"),
     [
         (_sentencepiece, "sentencepiece models"),
-        (_edit("config.json", model_type="bart"), "model_type is 'bart'"),
+        (_edit("config.json", model_type="bart"), "model_type is 'bart', but only marian and pegasus"),
+        (_edit("config.json", model_type="pegasus"), "no tensor model.encoder.layer_norm.weight"),
         (_edit("config.json", decoder_start_token_id=0), "decoder_start_token_id is 0"),
         (_edit("config.json", share_encoder_decoder_embeddings=False), "share_encoder_decoder_embeddings is False"),
         (_edit("config.json", decoder_ffn_dim=64), "decoder_ffn_dim 64"),
