@@ -597,7 +597,7 @@ DDP = """
 import sys, warnings, json
 warnings.filterwarnings("error")
 warnings.filterwarnings("ignore", ".*LeafSpec.*")
-warnings.filterwarnings("ignore", ".*unused_parameters.*|.*does not have many workers.*")
+warnings.filterwarnings("ignore", ".*unused_parameters.*|.*does not have many workers.*|This DataLoader will create.*")
 sys.path.insert(0, sys.argv[1])
 import torch, lightning as L
 from pathlib import Path
