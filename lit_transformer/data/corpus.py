@@ -165,7 +165,7 @@ class ParallelCorpus:
         Raises:
             CorpusError: If the text cannot be read, or there is none.
         """
-        part = self._opened().lane(lane, num_lanes) if num_lanes > 1 and self.max_rows is None else None
+        part = self._lane(lane, num_lanes, state is not None) if num_lanes > 1 and self.max_rows is None else None
         if part is None:
             yield from self._strided(state, size, lane, num_lanes)
             return
@@ -173,6 +173,12 @@ class ParallelCorpus:
         for rows, inner in self._persistent(part, state["inner"] if state else None, size):
             count += len(rows)
             yield rows, {"row": count, "inner": inner}
+
+    def _lane(self, lane: int, num_lanes: int, is_known: bool) -> Source | None:
+        """The lane's own part of the text; finding it may take a look at files beyond a network."""
+        source, is_known = self._opened(), is_known or self._was_read
+        found = persistent(lambda _: iter([(source.lane(lane, num_lanes), None)]), None, is_known)
+        return next(found)[0]
 
     def _persistent(self, source: Source, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         known = self._was_read or state is not None

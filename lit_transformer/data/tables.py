@@ -85,7 +85,7 @@ class DatasetRows:
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows from the place ``state`` on; ``iter(batch_size)`` keeps all rows in every worker process."""
         lane, num_lanes = self._lane
-        dataset = _finely_cut(self._load(), num_lanes)
+        dataset = self._finely_cut(num_lanes)
         if num_lanes > 1:
             dataset = dataset.shard(num_lanes, lane, contiguous=False)
         if state is not None:
@@ -105,12 +105,21 @@ class DatasetRows:
     def lane(self, lane: int, num_lanes: int) -> DatasetRows | None:
         """The shards of a lane; None if there are too few for lanes of about the same size."""
         if num_lanes not in self._num_shards:
-            self._num_shards[num_lanes] = _finely_cut(self._load(), num_lanes).num_shards
+            self._num_shards[num_lanes] = self._finely_cut(num_lanes).num_shards
         num_shards = self._num_shards[num_lanes]
         if num_shards % num_lanes and num_shards < _SHARDS_PER_LANE * num_lanes:
             return None
         settings = (self.path, self.name, self.split, self.files, self.options)
         return DatasetRows(*settings, lane, num_lanes, self.not_found)
+
+    def _finely_cut(self, num_lanes: int) -> Any:
+        """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that."""
+        dataset = self._load()
+        is_enough = dataset.num_shards >= max(_ENOUGH_SHARDS, _SHARDS_PER_LANE * num_lanes)
+        try:
+            return dataset if is_enough or not hasattr(dataset, "reshard") else dataset.reshard()
+        except Exception as error:  # it reads the ends of the files, perhaps over a network
+            raise CorpusError(f"cannot read {self._label()}: {_first_line(error)}") from error
 
     def fingerprint(self) -> list[Any]:
         """Names, sizes and ends of the files; of a Hub dataset its name and revision."""
@@ -166,12 +175,6 @@ class DatasetRows:
         if self.not_found and is_missing and not self.name and "@" not in self.path:
             return f"there is {self.not_found}, and the Hub has no dataset of this name or cannot be reached"
         return f"cannot open {self._label()}"
-
-
-def _finely_cut(dataset: Any, num_lanes: int) -> Any:
-    """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that."""
-    is_enough = dataset.num_shards >= max(_ENOUGH_SHARDS, _SHARDS_PER_LANE * num_lanes)
-    return dataset if is_enough or not hasattr(dataset, "reshard") else dataset.reshard()
 
 
 def _ending(path: str) -> str | None:
