@@ -158,12 +158,12 @@ def _large_forms(folder: Path, rows: int, longest: int, sources: list[str]) -> I
 def _cursors(corpus: dict[str, str], rows: int, parts: tuple[float, ...]) -> list[tuple[float, Cursor]]:
     """The cursors that a run would save after these parts of an epoch, found without making ids."""
     found, wanted, seen = [], list(parts), 0
-    for place, pieces in MixedRows([ParallelCorpus(**corpus)], 32_000).pools(lane_start()):
+    for place, parts_of_pool in MixedRows([ParallelCorpus(**corpus)], 32_000).pools(lane_start()):
         if seen >= wanted[0] * rows:
             found.append((wanted.pop(0), {**start_of(0), "lanes": [place]}))
         if not wanted:
             break
-        seen += sum(len(piece) for _, piece in pieces)
+        seen += sum(len(part.rows) for part in parts_of_pool)
     return found
 
 
