@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
 from lit_transformer.callbacks.checkpoint import StepCheckpoint
 from lit_transformer.callbacks.progress import TrainingProgress
+from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.data import TranslationDataModule
 from lit_transformer.interfaces import InputError
@@ -238,7 +239,7 @@ class TranslationCLI(LightningCLI):
 
     def _watchers(self) -> list[Callback]:
         """Those that only look, and so come after whatever sets the learning rate."""
-        watchers: list[Callback] = [LearningRateMonitor("step")] if self.subcommand == "fit" else []
+        watchers: list[Callback] = [LearningRateMonitor("step"), StopTogether()] if self.subcommand == "fit" else []
         if self._get(self.config_init, "trainer").enable_progress_bar is not False:
             watchers.append(TrainingProgress())
         return watchers

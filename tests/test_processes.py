@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -160,6 +162,39 @@ def test_a_resumed_run_repeats_itself(tmp_path: Path, strategy: list[object]) ->
     fit(changed, *strategy, *LAST)
     check_epochs(changed, at_least=2)
     assert len(logged(changed, "train/loss")) == 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("everyone", [False, True], ids=["parent", "all"])
+def test_asked_to_end_they_write_a_checkpoint_first(tmp_path: Path, strategy: list[object], everyone: bool) -> None:
+    """A scheduler asks the process that it started, or all of its group."""
+    whole, broken = project(tmp_path / "whole"), project(tmp_path / "broken")
+    options = [*strategy, "--trainer.max_steps", 60, "--checkpoint.every_n_train_steps", 5]
+    fit(whole, *options)
+    call = [sys.executable, "-m", "lit_transformer", "fit", "--config", "run.yaml", *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    output = broken / "output.txt"
+    with output.open("w") as log:
+        running = subprocess.Popen(call, cwd=broken, env=environment, stdout=log, stderr=log, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(broken.glob("run/checkpoints/*.ckpt")):
+        assert running.poll() is None, output.read_text()[-3000:]
+        assert time.monotonic() < deadline, output.read_text()[-3000:]
+        time.sleep(0.01)
+    if everyone:
+        os.killpg(running.pid, signal.SIGTERM)
+    else:
+        running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=120) == 128 + signal.SIGTERM, output.read_text()[-3000:]
+    assert "continue with --ckpt_path last" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    steps = [int(path.stem.removeprefix("step=")) for path in broken.glob("run/checkpoints/*.ckpt")]
+    assert max(steps) < 60
+    fit(broken, *options, *LAST)
+    assert logged(broken, "train/loss") == logged(whole, "train/loss")
+    one, two = weights(whole, 60), weights(broken, 60)
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 @pytest.mark.slow

@@ -116,8 +116,7 @@ def kill_and_compare(tmp_path: Path, workers: int, accumulate: int, kills: int) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("workers", "accumulate"), [(0, 1), (0, 2), (2, 1), (2, 2), (4, 1)])
 def test_killed_runs_go_on_exactly(tmp_path, workers, accumulate):
     kill_and_compare(tmp_path, workers, accumulate, kills=2)
 
@@ -141,6 +140,26 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_first(tmp_path, accumula
     assert "continue with --ckpt_path last" in (broken / "output.txt").read_text()
     finish(broken, *options, "--ckpt_path", "last")
     compare(whole, broken, 90)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_stops_in_finite_epochs_change_nothing(tmp_path, accumulate):
+    """Each epoch ends with a group of batches that is not full; some stops fall into the first step after it."""
+    options = ["--trainer.accumulate_grad_batches", accumulate, "--trainer.max_steps=-1", "--trainer.max_epochs=4"]
+    options += ["--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1"]
+    options += ["--checkpoint.every_n_train_steps=1"]
+    whole = project(tmp_path / "whole")
+    finish(whole, *options)
+    expected, last = losses(whole), newest(whole)
+    per_epoch = last // 4
+    for stop in (per_epoch, per_epoch + 1, 2 * per_epoch - 1, 3 * per_epoch + 1):
+        broken = project(tmp_path / f"stopped_{stop}")
+        finish(broken, *options, "--trainer.max_steps", stop)
+        finish(broken, *options, "--ckpt_path", "last")
+        assert losses(broken) == expected, stop
+        one, other = weights(whole, last), weights(broken, last)
+        assert all(torch.equal(one[name], other[name]) for name in one), stop
 
 
 @pytest.mark.slow

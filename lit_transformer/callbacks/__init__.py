@@ -7,6 +7,7 @@ from lit_transformer.callbacks.averaging import (
     write_averaged_checkpoint,
 )
 from lit_transformer.callbacks.bleu import BLEUEvaluation
+from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
 from lit_transformer.callbacks.writer import TranslationWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "BLEUEvaluation",
     "CheckpointAveraging",
     "InverseSqrtWarmup",
+    "StopTogether",
     "TranslationWriter",
     "average_checkpoints",
     "last_checkpoints",
