@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning as L
 import torch
@@ -22,6 +22,18 @@ class _Streaming(Protocol):
     def dropped(self) -> Counter[str]: ...
 
 
+class _Done(NamedTuple):
+    """What a run has done at the end of an optimizer step, or at the beginning of an epoch.
+
+    ``batches`` counts those of all epochs, ``in_epoch`` those of the epoch that the next batch belongs to.
+    """
+
+    steps: int
+    batches: int
+    in_epoch: int
+    ends_epoch: bool
+
+
 class StreamPosition(Callback):
     """Notes where the stream stands after each optimizer step, and seeds dropout by the number of the batch.
 
@@ -38,7 +50,7 @@ class StreamPosition(Callback):
 
     def __init__(self, data: _Streaming) -> None:
         self._data = data
-        self._done = 0, 0, 0  # optimizer steps, and what had been trained on then: batches in all, and in this epoch
+        self._done = _Done(0, 0, 0, False)
         self._is_interrupted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -47,8 +59,9 @@ class StreamPosition(Callback):
         self._note(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes that the count of batches in the epoch begins anew."""
+        """Notes that the count of batches in the epoch begins anew, and that a checkpoint belongs to this epoch."""
         self._note(trainer)
+        self._done = self._done._replace(ends_epoch=False)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -60,7 +73,7 @@ class StreamPosition(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
     ) -> None:
         """Takes over the place that the batch carries, if it completes an optimizer step; logs the rows left out."""
-        if batch.cursor is not None and trainer.global_step != self._done[0]:
+        if batch.cursor is not None and trainer.global_step != self._done.steps:
             self._data.cursor = batch.cursor
             self._note(trainer)
         dropped = self._data.dropped.total()
@@ -76,17 +89,26 @@ class StreamPosition(Callback):
         loop = checkpoint["loops"]["fit_loop"]
         progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         is_cut_short = not progress["is_last_batch"] and epochs["current"]["processed"] == epochs["current"]["ready"]
-        if not self._is_interrupted and not is_cut_short and progress["total"]["ready"] == self._done[1]:
-            return
-        for counts in (epochs["total"], epochs["current"]) if is_cut_short else ():
-            counts["processed"] = counts["completed"] = counts["ready"] - 1
-        steps, total, current = self._done
-        for counts, done in ((progress["total"], total), (progress["current"], current)):
-            counts.update(dict.fromkeys(counts, done))
-            counts["completed"] = max(0, done - 1)  # as in all checkpoints of a step, written before that is counted
-        progress["is_last_batch"] = False
-        loop["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, steps - 1)
+        is_between_steps = progress["total"]["ready"] != self._done.batches
+        if self._is_interrupted or is_cut_short or is_between_steps:
+            for counts in (epochs["total"], epochs["current"]) if is_cut_short else ():
+                counts["processed"] = counts["completed"] = counts["ready"] - 1
+            _set(progress, self._done.batches, self._done.in_epoch)
+            progress["is_last_batch"] = self._done.ends_epoch
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, self._done.steps - 1)
+        elif progress["is_last_batch"] and progress["total"]["completed"] < progress["total"]["ready"]:
+            _set(progress, self._done.batches, 0)  # the next batch is the first of its epoch: Lightning overlooks that
 
     def _note(self, trainer: L.Trainer) -> None:
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        self._done = trainer.global_step, progress.total.ready, progress.current.ready
+        loop = trainer.fit_loop.epoch_loop
+        progress, ends_epoch = loop.batch_progress, loop._num_ready_batches_reached()
+        in_epoch = 0 if ends_epoch else progress.current.ready
+        self._done = _Done(trainer.global_step, progress.total.ready, in_epoch, ends_epoch)
+
+
+def _set(progress: dict[str, Any], batches: int, in_epoch: int) -> None:
+    """Sets the counts as in all checkpoints of a step, which are written before its batch counts as completed."""
+    for name, done in (("total", batches), ("current", in_epoch)):
+        counts = progress[name]
+        counts.update(dict.fromkeys(counts, done))
+        counts["completed"] = done - 1 if batches else 0
