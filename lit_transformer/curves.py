@@ -147,7 +147,7 @@ def _draw_curve(axes: Axes, curve: Curve, label: str, colour: str, is_training: 
         axes.annotate(
             f"{curve[best]:.1f}",
             (best, curve[best]),
-            xytext=(0, 4),
+            xytext=(0, -9 if label.endswith("bleu") else 4),  # apart from each other where both scores are high
             textcoords="offset points",
             ha="center",
             fontsize=7,

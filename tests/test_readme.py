@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import lit
+from tiny_run import tiny_run as tiny_run
 
 import lit_transformer
 from lit_transformer import (
@@ -44,6 +46,8 @@ CALLS = [  # the arguments of every lit-transformer in every line, up to a pipe 
     for line in code.splitlines()
     for call in re.findall(r"lit-transformer (.+?)(?: \||&&|$)", line)
 ]
+OPTIONS = sorted(set(re.findall(r"`(--[^`]+)`", README)))  # that the text and the tables speak of
+WITHOUT_TRAINING = ("translate", "curves", "export", "import", "compare")
 OWN_CLASS = next(code for code in PYTHON if "class Warm" in code)
 
 
@@ -98,6 +102,44 @@ def test_every_command_parses(call: str, workplace: Path) -> None:
         finished = lit(name, *options, "--print_config")
         assert finished.status == 0, finished.err
         assert yaml.safe_load(finished.out)["model"]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option_of_the_text_is_accepted(options: str, workplace: Path) -> None:
+    words = shlex.split(options)
+    if words[0] in commands.translate_parser()._option_string_actions:
+        commands.translate_parser().parse_args(["runs/tiny", *words])
+        return
+    configs = "--config", "configs/tiny.yaml", "--config", "configs/data/own_files.yaml"
+    finished = lit("fit", *configs, *words, "--print_config")
+    assert finished.status == 0, finished.err
+
+
+def test_commands_that_need_no_training_run_in_their_order(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "runs" / "tiny")
+    for name in ("news.en", "base.txt", "better.txt", "test.de"):
+        (tmp_path / name).write_text("one red cat sees two dogs\nthree\n")
+    monkeypatch.chdir(tmp_path)
+    calls = [shlex.split(call) for call in CALLS]
+    # tags need a model that was trained with them, and scores a run of test
+    calls = [call for call in calls if call[0] in WITHOUT_TRAINING and not {"--src_tag"} & set(call)]
+    calls = [call for call in calls if not any(word.endswith(".json") or "quickstart" in word for word in call)]
+    assert {call[0] for call in calls} == set(WITHOUT_TRAINING)
+    for call in calls:
+        finished = lit(*call)
+        extra_is_missing = "lit-transformer[" in finished.err
+        assert finished.status == 0 or extra_is_missing, f"{call}: {finished.err}"
+    for made in ("news.de", "runs/tiny/curves.png", "exported", "marian", "back"):
+        assert (tmp_path / made).exists(), made
+
+
+def test_every_extra_of_the_text_exists() -> None:
+    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    named = {extra for names in re.findall(r"lit-transformer\[([\w,]+)\]", README) for extra in names.split(",")}
+    assert named
+    assert named <= set(known)
 
 
 def test_the_class_of_ones_own_is_what_the_command_trains(workplace: Path) -> None:
