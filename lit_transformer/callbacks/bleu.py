@@ -18,7 +18,8 @@ from torchmetrics import Metric
 
 from lit_transformer.callbacks.score_files import ScoreFiles, SentenceCounts, describe_run, describe_score
 from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
-from lit_transformer.decoding import BeamSearch, PenaltyKind
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding.beam import PenaltyKind
 from lit_transformer.interfaces import InputError, TranslationBatch
 from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore, CorpusTER, Interval
 from lit_transformer.sharding import is_sharded
