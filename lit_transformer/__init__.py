@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lit_transformer.metrics import MosesBLEU as MosesBLEU
     from lit_transformer.module import LitTransformer as LitTransformer
     from lit_transformer.nn import Transformer as Transformer
+    from lit_transformer.rdrop import RDropTransformer as RDropTransformer
     from lit_transformer.translator import Translation as Translation
     from lit_transformer.translator import Translator as Translator
 
@@ -50,6 +51,7 @@ _HOMES = {
     "LitTransformer": "module",
     "MosesBLEU": "metrics",
     "ParallelCorpus": "data",
+    "RDropTransformer": "rdrop",
     "Search": "interfaces",
     "SentencePair": "interfaces",
     "SubwordTokenizer": "data",

@@ -87,6 +87,12 @@ def translate_parser() -> argparse.ArgumentParser:
         help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
     parser.add_argument(
+        "--penalty_kind",
+        choices=("gnmt", "power"),
+        default="gnmt",
+        help="power divides by length ** alpha instead, as fairseq and Marian do (default: gnmt)",
+    )
+    parser.add_argument(
         "--src_tag",
         metavar="TAG",
         help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
@@ -160,7 +166,8 @@ def _search(options: argparse.Namespace) -> BeamSearch:
     beam_size = options.beam_size or max(4, options.n_best)
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
-    return BeamSearch(beam_size=beam_size, length_penalty=options.length_penalty, n_best=options.n_best)
+    penalty = {"length_penalty": options.length_penalty, "penalty_kind": options.penalty_kind}
+    return BeamSearch(beam_size=beam_size, n_best=options.n_best, **penalty)
 
 
 def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:

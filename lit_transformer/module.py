@@ -168,10 +168,22 @@ class LitTransformer(L.LightningModule):
         labels = batch.labels[real]  # (N,)
         is_plain = self.criterion is None and type(self).forward is LitTransformer.forward
         if is_plain and _ends_in_a_product(self.network, self._sharded is not None):
-            features = self.network.features(batch.src, batch.tgt_input)[real]  # (N, D)
-            return smoothed_cross_entropy(features, self.network.projection.weight, labels, self.label_smoothing)
+            return self.loss_of_features(self.network.features(batch.src, batch.tgt_input)[real], labels)
         logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.loss_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix ``(V, D)`` that turns features into logits."""
+        weight: Tensor = self.network.projection.weight  # type: ignore[union-attr,assignment]
+        return weight
+
+    def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
+        return smoothed_cross_entropy(features, self.output_weight, labels, self.label_smoothing)
+
+    def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from scores ``(N, V)``, for any other network or criterion."""
         if not len(labels):
             return SmoothedLoss(logits.sum(), logits.sum().detach())
         nll = F.cross_entropy(logits.detach(), labels)

@@ -346,6 +346,7 @@ def _quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # before_fit looks
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # a run continued in another folder
     warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # it is what was asked for
 
 
 def run(arguments: list[str]) -> None:

@@ -1,11 +1,16 @@
 """The benchmark scripts run from end to end and say what they should, at sizes that measure nothing."""
 
 import json
+import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+
+from lit_transformer.interfaces import TranslationBatch
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 NAMES = ["ours+heap", "trainer", "torch", "hf"]
@@ -38,6 +43,45 @@ def test_training_benchmark_measures_everyone_on_the_same_batches(tmp_path):
             (row["tokens"], row["flops"]) for row in rounds["hf"]
         ]
         assert all(abs(loss - 9.5) < 1 for row in rounds[name] for loss in row["losses"])  # log(10000) is 9.2
+
+
+def test_the_schedule_on_paper_counts_what_the_benchmark_counts():
+    """The same operations as ``Size.flops`` for sentences of one length, and the figures of the table beside it."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import schedule
+        from contestants import SIZES
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    size, length = replace(SIZES["base"], vocab_size=37_000), 29
+    ids = torch.full((10, length), 5)
+    batch = TranslationBatch(ids, torch.cat((ids[:, :1], ids), dim=1))
+    assert schedule.operations(schedule.settings("base"), 10 * length, length) == pytest.approx(size.flops(batch))
+    finished = subprocess.run([sys.executable, SCRIPTS / "schedule.py"], capture_output=True, text=True, check=True)
+    table = (SCRIPTS / "README.md").read_text(encoding="utf-8")
+    for line in finished.stdout.splitlines():
+        if line.startswith(("| base", "| big")):
+            name, *figures = [cell.strip() for cell in line.split("|")[1:-1]]
+            assert f"| {name}, 40 % | {' | '.join(figures[:-1])} |" in table
+
+
+@pytest.mark.slow
+def test_the_loss_curve_is_that_of_marian(tmp_path, monkeypatch):
+    lines = [" ".join(random.Random(n).choices("abcdefgh", k=n % 9 + 1)) for n in range(300)]
+    for name in ("train.en", "train.de", "val.en", "val.de"):
+        (tmp_path / name).write_text("\n".join(lines if "train" in name else lines[:20]) + "\n")
+    monkeypatch.setenv("MULTI30K", str(tmp_path))
+    options = ["--size", "toy", "--steps", "6", "--every", "3", "--precision", "float64", "--max-tokens", "256"]
+    command = [sys.executable, SCRIPTS / "loss_curve.py", *options, "--output", tmp_path / "out"]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads((tmp_path / "out/loss_curve_float64.json").read_text())
+    for name in ("train", "val"):
+        assert found["dropout 0"][f"{name}/loss, Marian against ours"]["largest"] < 1e-7
+    assert found["dropout 0.3"]["train/loss, Marian against ours"]["median"] > 1e-4
+    rows = (tmp_path / "out/loss_curve_float64.csv").read_text().splitlines()
+    assert len(rows) == 7
+    assert (tmp_path / "out/loss_curve_float64.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

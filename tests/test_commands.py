@@ -157,6 +157,7 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
     for options, search in (
         (["--beam_size", "1"], {"beam_size": 1}),
         (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
+        (["--penalty_kind", "power", "--length_penalty", "-3"], {"penalty_kind": "power", "length_penalty": -3.0}),
     ):
         assert translate(tiny_run, *options, stdin=text).out.split("\n")[:-1] == expected(tiny_run, LINES, **search)
 

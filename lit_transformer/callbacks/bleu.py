@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from lit_transformer.callbacks.score_files import ScoreFiles, SentenceCounts, describe_run, describe_score
 from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding.beam import PenaltyKind
 from lit_transformer.interfaces import InputError, TranslationBatch
 from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore, CorpusTER, Interval
 from lit_transformer.sharding import is_sharded
@@ -53,6 +54,8 @@ class BLEUEvaluation(Callback):
         output_path: File for the translations of ``test``, one a line, in the order of the corpus. Beside
             ``test.hyp.txt`` the references are in ``test.ref.txt``, and in ``test.scores.json`` the scores with
             signatures, intervals, seed, checkpoints, versions and configuration.
+        penalty_kind: ``gnmt`` for the length normalisation of the paper, ``power`` for that of fairseq, Marian and
+            Hugging Face: length to the power of ``length_penalty``.
 
     Raises:
         ValueError: If an argument is out of range, two metrics have one name, or sacrebleu has no such tokenization.
@@ -71,12 +74,13 @@ class BLEUEvaluation(Callback):
         num_samples: int = 3,
         every_n_validations: int = 1,
         output_path: str | os.PathLike[str] | None = None,
+        penalty_kind: PenaltyKind = "gnmt",
     ) -> None:
         if num_samples < 0 or every_n_validations < 0:
             raise ValueError(
                 f"num_samples and every_n_validations must be at least 0, got {num_samples} and {every_n_validations}"
             )
-        self.search = BeamSearch(beam_size, length_penalty, max_extra_length)
+        self.search = BeamSearch(beam_size, length_penalty, max_extra_length, penalty_kind=penalty_kind)
         own = named_metrics(metric)
         self.metrics: dict[str, Metric] = {
             "bleu": CorpusBLEU(tokenize),
@@ -265,7 +269,8 @@ class BLEUEvaluation(Callback):
             name: describe_score(self.scores[f"test/{name}"], metric, intervals.get(name))
             for name, metric in self._now.items()
         }
-        search = {name: getattr(self.search, name) for name in ("beam_size", "length_penalty", "max_extra_length")}
+        names = ("beam_size", "length_penalty", "penalty_kind", "max_extra_length")
+        search = {name: getattr(self.search, name) for name in names}
         return {"scores": scores, "search": search, "config": self.config}
 
     def format(self, number: int, source: str, reference: str, translation: str) -> str:

@@ -24,14 +24,13 @@ from lit_transformer.data.batching import LengthLimits, Ragged, TokenBudgetBatch
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.filters import OnBadRow
 from lit_transformer.data.locks import locked
-from lit_transformer.data.pools import PoolStream
+from lit_transformer.data.pools import SIDES, PoolStream
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 1
-SIDES = ("src", "tgt")
 _PROGRESS_SECONDS = 10.0
 
 

@@ -62,7 +62,7 @@ def check_stream(now: dict[str, Any], saved: dict[str, Any]) -> None:
     Raises:
         CorpusError: If they differ.
     """
-    saved = {"is_cached": False, **saved}
+    saved = {"is_cached": False, "bpe_dropout": 0.0, **saved}
     changed = [f"{name} was {saved.get(name)} and is {now[name]}" for name in now if saved.get(name) != now[name]]
     if saved.get("train") != now["train"]:
         changed[0] = "the training text is not the same"

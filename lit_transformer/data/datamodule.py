@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
+from lit_transformer.data.bpe_dropout import BPEDropout
 from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
@@ -83,6 +84,8 @@ class TranslationDataModule(L.LightningDataModule):
         num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
+        bpe_dropout: Probability to pass over a merge of byte-pair encoding, which cuts the same words into other
+            subwords in each epoch; 0.1 helps small corpora (Provilkov et al. 2020). Training only.
 
     Raises:
         ValueError: If an argument is out of range, or the sizes of ``tokenizer`` differ from those given.
@@ -112,6 +115,7 @@ class TranslationDataModule(L.LightningDataModule):
         num_workers: int = 0,
         shuffle: bool = True,
         seed: int = 1,
+        bpe_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
@@ -122,7 +126,7 @@ class TranslationDataModule(L.LightningDataModule):
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.mixing, self.on_bad_row = Mixing(weights, temperature), on_bad_row
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
-        self.cache_path, self.shuffle, self.seed = cache_path, shuffle, seed
+        self.cache_path, self.shuffle, self.seed, self.bpe_dropout = cache_path, shuffle, seed, bpe_dropout
         self._check_numbers()
         tags = [corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag]
         self._choice = TokenizerChoice(tokenizer, tokenizer_path, vocab_size, src_vocab_size, tags)
@@ -236,7 +240,9 @@ class TranslationDataModule(L.LightningDataModule):
         corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
         settings = (batches, self.limits, self.pool_size, self.seed, endless)
         if self.cache_path is None:
-            return PoolStream(corpora, self.tokenizer, *settings, self.num_lanes, self.mixing, self.on_bad_row)
+            dropout = BPEDropout(self.tokenizer, self.bpe_dropout, self.seed) if self.bpe_dropout else None
+            rows = (self.num_lanes, self.mixing, self.on_bad_row)
+            return PoolStream(corpora, self.tokenizer, *settings, *rows, dropout)
         cache = self._cache(self.cache_path)
         shares = self.mixing.shares(corpora, cache.sizes) if self.mixing.repeats else None
         return CachedPools(cache, *settings, shares)
@@ -306,6 +312,10 @@ class TranslationDataModule(L.LightningDataModule):
             raise ValueError(f"num_workers must be 0 or more, got {self.num_workers}")
         if self.cache_path is not None and self.num_lanes > 1:
             raise ValueError(f"num_lanes={self.num_lanes} is for streams; with cache_path leave it out")
+        if not 0 <= self.bpe_dropout <= 1:
+            raise ValueError(f"bpe_dropout must lie between 0 and 1, got {self.bpe_dropout}")
+        if self.cache_path is not None and self.bpe_dropout:
+            raise ValueError("bpe_dropout cuts the text anew in each epoch, which a cache of ids cannot: leave one out")
         if self.limits.max_length > self.eval_max_tokens:
             raise ValueError(
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
@@ -340,6 +350,7 @@ class TranslationDataModule(L.LightningDataModule):
             "temperature": self.mixing.temperature if self.mixing.repeats else None,
             "shuffle": self.shuffle,
             "seed": self.seed,
+            "bpe_dropout": self.bpe_dropout,
         }
 
     def check_stream(self, saved: dict[str, Any]) -> None:

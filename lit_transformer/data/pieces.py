@@ -1,12 +1,19 @@
-"""Ids of a vocabulary back to text, and to one readable string each."""
+"""Ids of a vocabulary back to text, and to one readable string each; its words and merges."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
+
+Word = tuple[int, ...]  # the ids of one word, number or run of signs
+Merges = dict[tuple[int, int], tuple[int, int]]  # the rank of a merge and the id that it makes, by what it joins
 
 _VISIBLE = str.maketrans({" ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
@@ -28,3 +35,32 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], vocab_size: int) -> list[st
     """One readable string for each id, the number itself where no token uses it."""
     spellings = (tokenizer.id_to_token(i) for i in _checked(ids, vocab_size))
     return [f"<{i}>" if piece is None else piece.translate(_VISIBLE) for i, piece in zip(ids, spellings, strict=True)]
+
+
+def encodings(tokenizer: Tokenizer, texts: Sequence[str], with_words: bool = False) -> list[Encoding]:
+    """Normalised sentences as ids; those that also know the words take longer.
+
+    Raises:
+        InputError: If a sentence is no text.
+    """
+    encode = tokenizer.encode_batch if with_words else tokenizer.encode_batch_fast
+    try:
+        return encode(texts, add_special_tokens=False)
+    except TypeError as error:  # what `tokenizers` says of half a surrogate pair
+        raise InputError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
+
+
+def words_of(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[Word]]:
+    """Normalised sentences as the ids of each of their words."""
+    found = []
+    for one in encodings(tokenizer, texts, with_words=True):
+        spans = groupby(zip(one.word_ids, one.ids, strict=True), key=itemgetter(0))
+        found.append([tuple(i for _, i in span) for _, span in spans])
+    return found
+
+
+def merges_of(tokenizer: Tokenizer) -> Merges:
+    """The merges of byte-pair encoding, best first; none for other models."""
+    model = json.loads(tokenizer.to_str())["model"]
+    ids, pairs = model["vocab"], model.get("merges") or []
+    return {(ids[left], ids[right]): (rank, ids[left + right]) for rank, (left, right) in enumerate(pairs)}

@@ -20,6 +20,7 @@ from lit_transformer.data.batching import (
     collate,
     reason_to_drop,
 )
+from lit_transformer.data.bpe_dropout import BPEDropout, Words
 from lit_transformer.data.corpus import CHUNK_ROWS, ParallelCorpus
 from lit_transformer.data.filters import BadRowError, OnBadRow, in_words
 from lit_transformer.data.mixing import Mixing, endless_rows
@@ -31,6 +32,7 @@ Cursor = dict[str, Any]
 Place = dict[str, Any]
 _Made = TypeVar("_Made")
 _KEPT_TOKENS = 20_000_000  # ids of finished pools kept for the next epoch, 4 bytes each
+SIDES = ("src", "tgt")
 _LANE_CHUNK_ROWS = 100  # rows dealt to one lane before the next one gets some: few, so that lanes come out even
 
 
@@ -221,6 +223,15 @@ class MixedRows:
         return float((place["row"] if place else 0) / self._shares[number])
 
 
+class _Encoded(NamedTuple):
+    """A pool before it is cut into batches; the words of both sides where they are cut anew in each epoch."""
+
+    src: Ragged
+    tgt: Ragged
+    dropped: Counter[str]
+    words: list[Words]
+
+
 class PoolStream(IterableDataset[Any]):
     """Pools of ids from the start place on, whatever the number of workers: one of each lane in turn.
 
@@ -239,6 +250,7 @@ class PoolStream(IterableDataset[Any]):
         num_lanes: Lanes that the corpora are dealt to.
         mixing: The proportions of the corpora.
         on_bad_row: Whether rows that are no sentence pair are left out or stop the run.
+        dropout: Cuts the words anew in each epoch; None for the best cut always.
 
     Attributes:
         start: Where to begin.
@@ -257,14 +269,15 @@ class PoolStream(IterableDataset[Any]):
         num_lanes: int = 1,
         mixing: Mixing | None = None,
         on_bad_row: OnBadRow = "skip",
+        dropout: BPEDropout | None = None,
     ) -> None:
         super().__init__()
         self.rows = MixedRows(corpora, pool_size, num_lanes, mixing, on_bad_row)
         self.tokenizer, self.batches, self.limits = tokenizer, batches, limits
-        self.seed, self.repeat, self.num_lanes = seed, repeat, num_lanes
+        self.seed, self.repeat, self.num_lanes, self.dropout = seed, repeat, num_lanes, dropout
         self.start = start_of(0, num_lanes)
         self.lanes = list(range(num_lanes))
-        self._kept: dict[tuple[int, int], tuple[Ragged, Ragged, Counter[str]]] = {}
+        self._kept: dict[tuple[int, int], _Encoded] = {}
         self._kept_tokens = 0
 
     def __iter__(self) -> Iterator[Pool | LaneEnd | CorpusError]:
@@ -278,7 +291,8 @@ class PoolStream(IterableDataset[Any]):
         """One epoch as ids without batches: the two sides of each pool, and what was left out."""
         for lane in range(self.num_lanes):
             for _, parts in self.rows.pools(lane_start(), lane):
-                yield self._encode(parts)
+                src, tgt, dropped, _ = self._encode(parts)
+                yield src, tgt, dropped
 
     def _makers(self) -> Iterator[Callable[[], Pool | LaneEnd]]:
         epoch, places = self.start["epoch"], self.start["lanes"]
@@ -299,23 +313,37 @@ class PoolStream(IterableDataset[Any]):
     def _pool(self, epoch: int, lane: int, place: Place, parts: list[Part]) -> Pool:
         number = lane, place["pool"]  # the same rows in every epoch: only their order changes
         if number in self._kept:
-            src, tgt, dropped = self._kept[number]
+            encoded = self._kept[number]
         else:
-            src, tgt, dropped = self._encode(parts)
-            size = int(src.lengths.sum() + tgt.lengths.sum())
+            encoded = self._encode(parts)
+            size = int(encoded.src.lengths.sum() + encoded.tgt.lengths.sum())
             if self._kept_tokens + size <= _KEPT_TOKENS:
-                self._kept[number], self._kept_tokens = (src, tgt, dropped), self._kept_tokens + size
+                self._kept[number], self._kept_tokens = encoded, self._kept_tokens + size
         seed = f"{self.seed}/{epoch}/{lane}/{place['pool']}"
+        src, tgt = self._cut_anew(encoded, seed)
         batches = self.batches(src.lengths.tolist(), (tgt.lengths - 1).tolist(), seed)
-        return Pool(epoch, lane, place, src, tgt, batches, dropped)
+        return Pool(epoch, lane, place, src, tgt, batches, encoded.dropped)
 
-    def _encode(self, parts: list[Part]) -> tuple[Ragged, Ragged, Counter[str]]:
+    def _cut_anew(self, encoded: _Encoded, seed: str) -> tuple[Ragged, Ragged]:
+        """The ids of a pool with other subwords; a pair that would get too long for training keeps its own."""
+        if self.dropout is None:
+            return encoded.src, encoded.tgt
+        src, tgt = (self.dropout(words, side, seed) for words, side in zip(encoded.words, SIDES, strict=True))
+        for row in range(len(src)):
+            if reason_to_drop(self.limits, self.batches, len(src[row]), len(tgt[row]) - 1) is not None:
+                src[row], tgt[row] = encoded.src[row], encoded.tgt[row]
+        return Ragged(src), Ragged(tgt)
+
+    def _encode(self, parts: list[Part]) -> _Encoded:
         dropped: Counter[str] = Counter()
         pairs = [pair for part in parts for pair in self.rows.read(part, dropped)]
         src = self.tokenizer.encode_src([pair.src for pair in pairs])
         tgt = self.tokenizer.encode_tgt([pair.tgt for pair in pairs])
         kept = [row for row in range(len(pairs)) if self._keeps(len(src[row]), len(tgt[row]) - 1, dropped)]
-        return Ragged([src[row] for row in kept]), Ragged([tgt[row] for row in kept]), dropped
+        words = []
+        for side in SIDES if self.dropout is not None else ():
+            words.append(Words(self.tokenizer.words([getattr(pairs[row], side) for row in kept], side)))
+        return _Encoded(Ragged([src[row] for row in kept]), Ragged([tgt[row] for row in kept]), dropped, words)
 
     def _keeps(self, src_length: int, tgt_length: int, dropped: Counter[str]) -> bool:
         reason = reason_to_drop(self.limits, self.batches, src_length, tgt_length)

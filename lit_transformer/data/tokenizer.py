@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
-from lit_transformer.data.pieces import decoded, pieces
+from lit_transformer.data.pieces import Merges, Word, decoded, encodings, merges_of, pieces, words_of
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -205,6 +205,26 @@ class SubwordTokenizer:
         """Target sentences as ids, each from BOS to EOS."""
         return [[BOS_ID, *ids, EOS_ID] for ids in self._encode(_ready(self._tgt), texts)]
 
+    def words(self, texts: Sequence[str], side: str) -> list[list[Word]]:
+        """Sentences as words, each the tuple of its ids; BOS, EOS and tags are words of their own.
+
+        Joined, the words are what ``encode_src`` or ``encode_tgt`` gives.
+
+        Args:
+            texts: The sentences.
+            side: ``src`` or ``tgt``.
+        """
+        if side == "tgt":
+            return [[(BOS_ID,), *found, (EOS_ID,)] for found in words_of(_ready(self._tgt), self._clean(texts))]
+        src, split = _ready(self._src), [self._split_tags(text) for text in texts]
+        tags = [[(i,) for tag in tags if (i := src.token_to_id(tag)) is not None] for tags, _ in split]
+        found = words_of(src, self._clean([text for _, text in split]))
+        return [[*before, *behind, (EOS_ID,)] for before, behind in zip(tags, found, strict=True)]
+
+    def merges(self, side: str) -> Merges:
+        """The merges of byte-pair encoding: rank and result of each, by the two ids that it joins."""
+        return merges_of(_ready(self._src if side == "src" else self._tgt))
+
     def decode(self, ids: Sequence[int]) -> str:
         """Target ids as text; PAD, BOS, EOS, tags and ids that no token uses are passed over."""
         return self.decode_batch([ids])[0]
@@ -306,12 +326,10 @@ class SubwordTokenizer:
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
         if isinstance(texts, str):
             raise InputError("texts must be a list of sentences, got one string; put it in a list")
-        clean = [self.normalize(text) for text in texts]
-        try:
-            encodings = tokenizer.encode_batch_fast(clean, add_special_tokens=False)
-        except TypeError as error:  # what `tokenizers` says of half a surrogate pair
-            raise InputError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
-        return (encoding.ids for encoding in encodings)
+        return (encoding.ids for encoding in encodings(tokenizer, self._clean(texts)))
+
+    def _clean(self, texts: Sequence[str]) -> list[str]:
+        return [self.normalize(text) for text in texts]
 
     def _take(self, path: Path, data_fingerprint: str) -> str:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""

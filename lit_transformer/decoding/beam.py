@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,19 +20,23 @@ from lit_transformer.decoding.search import (
 from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
+PenaltyKind = Literal["gnmt", "power"]
 
-def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
-    r"""What the log probability of a hypothesis is divided by: :math:`((5 + n) / 6)^\alpha`.
+
+def length_penalty(length: int | Tensor, alpha: float, kind: PenaltyKind = "gnmt") -> float | Tensor:
+    r"""What the log probability of a hypothesis is divided by: :math:`((5 + n) / 6)^\alpha`, or :math:`n^\alpha`.
 
     ``n`` counts the generated tokens, EOS included and BOS not: a hypothesis of EOS alone has ``n = 1`` and a
-    penalty of 1. A larger ``alpha`` favours longer translations, 0 ranks by log probability alone. (Marian,
-    fairseq and Hugging Face divide by :math:`n^\alpha` instead: their ``alpha`` is not this one.)
+    penalty of 1. A larger ``alpha`` favours longer translations, 0 ranks by log probability alone. Marian, fairseq
+    and Hugging Face divide by the ``"power"`` :math:`n^\alpha` instead: their ``alpha`` is not that of the paper.
 
-    Source: Wu et al. 2016, equation 14; Vaswani et al. 2017, section 6.1 (alpha = 0.6).
+    Source: Wu et al. 2016, equation 14; Vaswani et al. 2017, section 6.1 (alpha = 0.6). The power: fairseq (Ott et al.
+    2019), whose default is 1, the mean log probability of a token.
 
     Args:
         length: Number of generated tokens ``n``, one number or a tensor of any shape.
         alpha: Strength of the penalty, no unit.
+        kind: ``"gnmt"`` for the penalty of the paper, ``"power"`` for that of fairseq.
 
     Returns:
         The penalty, of the kind and shape of ``length``.
@@ -42,8 +46,10 @@ def length_penalty(length: int | Tensor, alpha: float) -> float | Tensor:
         1.0
         >>> length_penalty(torch.tensor([1, 7, 19]), alpha=0.5)
         tensor([1.0000, 1.4142, 2.0000])
+        >>> length_penalty(7, alpha=1.0, kind="power")
+        7.0
     """
-    penalty: float | Tensor = ((5 + length) / 6) ** alpha
+    penalty: float | Tensor = ((5 + length) / 6) ** alpha if kind == "gnmt" else length**alpha
     return penalty
 
 
@@ -75,11 +81,13 @@ class BeamSearch(Search):
         allow_unknown: Whether UNK may be generated. PAD and BOS never are.
         stop_early: Whether a sentence is done as soon as ``beam_size`` hypotheses are finished, as in fairseq
             and CTranslate2: faster, but better ones may be missed.
+        penalty_kind: ``"gnmt"`` for the penalty of the paper, ``"power"`` for length to the power of alpha, as in
+            fairseq, Marian and Hugging Face.
 
     Raises:
         ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``length_penalty`` not
-            finite, or ``max_extra_length`` negative; in a search, if a row of the source holds nothing but padding
-            or the network gives no finite log probability.
+            finite, ``max_extra_length`` negative, or ``penalty_kind`` unknown; in a search, if a row of the source
+            holds nothing but padding or the network gives no finite log probability.
 
     Example:
         >>> from lit_transformer.nn import Transformer
@@ -98,6 +106,7 @@ class BeamSearch(Search):
         n_best: int = 1,
         allow_unknown: bool = True,
         stop_early: bool = False,
+        penalty_kind: PenaltyKind = "gnmt",
     ) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be 1 or more, got {beam_size}")
@@ -105,6 +114,8 @@ class BeamSearch(Search):
             raise ValueError(f"n_best must lie between 1 and beam_size={beam_size}, got {n_best}")
         if not math.isfinite(length_penalty):
             raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
+        if penalty_kind not in get_args(PenaltyKind):
+            raise ValueError(f"penalty_kind must be one of {', '.join(get_args(PenaltyKind))}, got {penalty_kind!r}")
         require_extra_length(max_extra_length)
         self.beam_size = beam_size
         self.length_penalty = length_penalty
@@ -112,10 +123,11 @@ class BeamSearch(Search):
         self.n_best = n_best
         self.allow_unknown = allow_unknown
         self.stop_early = stop_early
+        self.penalty_kind = penalty_kind
 
     def penalty(self, length: int | Tensor) -> float | Tensor:
         """The divisor for hypotheses of ``length`` tokens, EOS included; a number or a tensor, like ``length``."""
-        return length_penalty(length, self.length_penalty)
+        return length_penalty(length, self.length_penalty, self.penalty_kind)
 
     def score(self, log_prob: Float[Tensor, "*shape"], length: int | Tensor) -> Float[Tensor, "*shape"]:
         """What finished hypotheses are ranked by, higher is better.

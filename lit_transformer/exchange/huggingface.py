@@ -59,8 +59,8 @@ def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]
 def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
     """The settings of ``generate`` that are nearest to a search.
 
-    Hugging Face divides log probabilities by the length to the power of alpha, where ours is a gentler
-    :func:`~lit_transformer.decoding.length_penalty`; and it knows no bound that depends on the source.
+    Hugging Face divides log probabilities by the length to the power of alpha: ``penalty_kind="power"`` of a
+    :class:`~lit_transformer.BeamSearch`, whose default is gentler; and it knows no bound that depends on the source.
 
     Args:
         search: A beam search; of any other search nothing is known, and generation is greedy.

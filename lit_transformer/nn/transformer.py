@@ -67,6 +67,8 @@ class Transformer(TranslationNetwork):
             the target embedding and the output layer, ``"none"``.
         scale_embedding: Whether embeddings are multiplied by the square root of ``d_model``.
         bias: Whether the projections of the attention add a bias.
+        qkv_gain: Factor of the initial weights of queries, keys and values. ``2 ** -0.5`` is what fairseq and
+            ``torch.nn.MultiheadAttention`` have.
 
     Raises:
         ValueError: If a vocabulary has no room for the special tokens, a number of layers is below 1,
@@ -100,6 +102,7 @@ class Transformer(TranslationNetwork):
         tie: Literal["all", "output", "none"] = "all",
         scale_embedding: bool = True,
         bias: bool = True,
+        qkv_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -109,7 +112,8 @@ class Transformer(TranslationNetwork):
         self.d_model, self.d_ff, self.num_heads, self.d_k, self.d_v = d_model, d_ff, num_heads, d_k, d_v
         self.dropout, self.attention_dropout, self.activation_dropout = dropout, attention_dropout, activation_dropout
         self.norm, self.positions, self.activation, self.tie = norm, positions, activation, tie
-        self.max_length, self.scale_embedding, self.bias = max_length, scale_embedding, bias
+        self.max_length, self.scale_embedding = max_length, scale_embedding
+        self.bias, self.qkv_gain = bias, qkv_gain
         self._check_arguments()
         self._build()
         self.init_weights()
@@ -192,11 +196,20 @@ class Transformer(TranslationNetwork):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if self.qkv_gain != 1:
+            self._scale_attention(self.qkv_gain)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=self.d_model**-0.5)
                 if module.padding_idx is not None:
                     nn.init.zeros_(module.weight[module.padding_idx])
+
+    @torch.no_grad()
+    def _scale_attention(self, gain: float) -> None:
+        for module in self.modules():
+            if isinstance(module, MultiHeadAttention):
+                for projection in (module.query, module.key, module.value):
+                    projection.weight *= gain
 
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Scores (logits) ``(B, T, V)`` of each next target token, all positions at once.

@@ -168,6 +168,7 @@ def test_a_broken_run_leaves_nothing(tmp_path: Path) -> None:
 def test_search_arguments_reach_the_search() -> None:
     search = BLEUEvaluation(beam_size=2, length_penalty=1.5, max_extra_length=7).search
     assert (search.beam_size, search.length_penalty, search.max_extra_length) == (2, 1.5, 7)
+    assert (search.penalty_kind, BLEUEvaluation(penalty_kind="power").search.penalty_kind) == ("gnmt", "power")
 
 
 def test_bad_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

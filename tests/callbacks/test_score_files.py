@@ -101,7 +101,12 @@ def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pyt
     assert versions["torch"] == torch.__version__
     assert versions.keys() == {"lit_transformer", "torch", "lightning", "sacrebleu", "tokenizers", "python"}
     assert content["seed"] == 17
-    assert content["search"] == {"beam_size": 4, "length_penalty": 0.6, "max_extra_length": 50}
+    assert content["search"] == {
+        "beam_size": 4,
+        "length_penalty": 0.6,
+        "penalty_kind": "gnmt",
+        "max_extra_length": 50,
+    }
     assert content["num_sentences"] == 7
     assert (content["device"], content["precision"]) == ("1 x cpu", "32-true")
     assert content["checkpoint"] == {"path": None, "step": 0, "averaged_from": {}}

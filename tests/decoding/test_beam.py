@@ -27,6 +27,19 @@ def test_length_penalty_is_equation_14(alpha):
     torch.testing.assert_close(length_penalty(torch.arange(1, 60), alpha), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("alpha", [*ALPHAS, 1.0])
+def test_the_power_penalty_is_the_one_of_fairseq(alpha):
+    """``score / (step + 1) ** lenpen``, the step of EOS counted from 0; exact against all translations there are."""
+    for seed, eos_bias in itertools.product(range(4), (-2.0, 0.0, 1.0)):
+        network, src = PrefixNetwork(6, seed, eos_bias=eos_bias), sources(3, 1, 2, seed=seed)
+        results = BeamSearch(50, alpha, 1, n_best=5, penalty_kind="power")(network, src)
+        for source, found in zip(real_tokens(src), results, strict=True):
+            expected = enumerate_all(network, source, len(source) + 1, lambda length: math.pow(length, alpha))
+            assert_same(found, expected[:5])
+    lengths = torch.arange(1, 60)
+    torch.testing.assert_close(length_penalty(lengths, alpha, "power"), torch.tensor([n**alpha for n in range(1, 60)]))
+
+
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize(("vocab_size", "extra", "beam_size"), [(6, 1, 50), (5, 2, 40), (7, 0, 30)])
 def test_a_wide_beam_equals_exhaustive_enumeration(alpha, vocab_size, extra, beam_size):

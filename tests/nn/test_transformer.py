@@ -374,6 +374,21 @@ def test_one_part_can_be_replaced():
     assert network(sentences(4), sentences(3)).shape == (1, 3, 32)
 
 
+def test_attention_can_begin_as_in_torch_and_fairseq():
+    sizes = {"vocab_size": 32, "num_layers": 1, "d_model": 64, "d_ff": 32, "num_heads": 4}
+    theirs = torch.nn.MultiheadAttention(64, 4).in_proj_weight.abs().max()
+    torch.manual_seed(4)
+    scaled = Transformer(**sizes, qkv_gain=2**-0.5)
+    torch.manual_seed(4)
+    plain = Transformer(**sizes)
+    for one, other in zip(scaled.modules(), plain.modules(), strict=True):
+        if isinstance(one, MultiHeadAttention):
+            torch.testing.assert_close(one.key.weight.abs().max(), theirs, rtol=0.01, atol=0)
+            for name in ("query", "key", "value"):
+                assert torch.equal(getattr(one, name).weight, getattr(other, name).weight * 2**-0.5)
+            assert torch.equal(one.output.weight, other.output.weight)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gpu_equals_cpu(variant):

@@ -1,0 +1,89 @@
+"""R-Drop: two dropouts of one network, taught to agree with each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from lit_transformer.divergence import divergence_of_products, symmetric_divergence
+from lit_transformer.interfaces import Search, TranslationBatch, TranslationNetwork
+from lit_transformer.loss import SmoothedLoss
+from lit_transformer.module import LitTransformer, paper_adam
+
+
+class RDropTransformer(LitTransformer):
+    r"""Trains with R-Drop: each sentence passes twice, under two dropouts, and the two predictions shall agree.
+
+    To the mean of both cross-entropies comes ``alpha / 2`` times the symmetric divergence, half of
+    :math:`KL(P \| Q) + KL(Q \| P)`, as a mean per target token. That is half of the paper's loss, which adds the two
+    cross-entropies up; so ``train/loss`` without the divergence compares with that of other runs, and
+    ``train/perplexity`` does in any case. A step takes twice the time. Without dropout both passes are the same, and
+    nothing is gained. Validation, test and decoding are those of ``LitTransformer``.
+
+    Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", equations 1 to 4, with alpha 5 for
+    translation.
+
+    Args:
+        network: What is trained: any ``TranslationNetwork`` with dropout.
+        label_smoothing: As for ``LitTransformer``.
+        optimizer: As for ``LitTransformer``.
+        search: As for ``LitTransformer``.
+        criterion: As for ``LitTransformer``; it takes the place of both cross-entropies.
+        alpha: Weight of the divergence; 0 leaves the mean of the two cross-entropies.
+
+    Raises:
+        ValueError: If ``label_smoothing`` is not in [0, 1), or ``alpha`` is negative.
+
+    Example:
+        >>> from lit_transformer import Transformer
+        >>> network = Transformer(vocab_size=16, num_layers=1, d_model=8, d_ff=16, num_heads=2, dropout=0.5)
+        >>> module = RDropTransformer(network, alpha=1000.0)
+        >>> batch = TranslationBatch(torch.tensor([[5, 3]]), torch.tensor([[2, 6, 3]]))
+        >>> bool(module.train().compute_loss(batch).loss > 10 * module.eval().compute_loss(batch).loss)
+        True
+    """
+
+    def __init__(
+        self,
+        network: TranslationNetwork,
+        label_smoothing: float = 0.1,
+        optimizer: OptimizerCallable = paper_adam,
+        search: Search | None = None,
+        criterion: nn.Module | None = None,
+        alpha: float = 5.0,
+    ) -> None:
+        super().__init__(network, label_smoothing, optimizer, search, criterion)
+        if alpha < 0:
+            raise ValueError(f"alpha must be 0 or more, got {alpha}")
+        self.alpha = alpha
+
+    def compute_loss(self, batch: TranslationBatch) -> SmoothedLoss:
+        """In training the loss of both passes and of what divides them; otherwise that of ``LitTransformer``."""
+        return super().compute_loss(_twice(batch) if self.training else batch)
+
+    def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
+        found = super().loss_of_features(features, labels)
+        if not self.training:
+            return found
+        one, other = features.chunk(2)
+        return self._plus(found, divergence_of_products(one, other, self.output_weight))
+
+    def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from scores ``(N, V)``, for any other network or criterion."""
+        found = super().loss_of_logits(logits, labels)
+        if not self.training:
+            return found
+        one, other = logits.chunk(2)
+        return self._plus(found, symmetric_divergence(one, other))
+
+    def _plus(self, found: SmoothedLoss, divergence: Tensor) -> SmoothedLoss:
+        return SmoothedLoss(found.loss + self.alpha / 2 * divergence, found.nll)
+
+
+def _twice(batch: TranslationBatch) -> TranslationBatch:
+    """All sentences, and all of them again: one pass of the network, two dropouts."""
+    return replace(batch, src=torch.cat((batch.src, batch.src)), tgt=torch.cat((batch.tgt, batch.tgt)))

@@ -1,0 +1,205 @@
+"""R-Drop: the loss of its paper, computed by hand, in value, in gradients and over any cut into micro-batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import lit, write_digits
+from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentences, train, weights
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_transformer import LitTransformer, RDropTransformer, Transformer, Translator
+from lit_transformer import divergence as divergence_module
+from lit_transformer.divergence import divergence_of_products, symmetric_divergence
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+N, V, D = 13, 11, 6
+
+
+def by_definition(logits: Tensor, others: Tensor) -> Tensor:
+    """Half of the two divergences, token by token and word by word."""
+    total = 0.0
+    for p, q in zip(logits.softmax(-1).unbind(), others.softmax(-1).unbind(), strict=True):
+        total = total + (p * (p / q).log()).sum() / 2 + (q * (q / p).log()).sum() / 2
+    return torch.as_tensor(total / len(logits))
+
+
+def problem() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(2)
+    shapes = ((N, D), (N, D), (V, D))
+    x, y, w = (torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes)
+    return x, y, w
+
+
+def test_the_divergence_is_that_of_the_definition_and_of_torch() -> None:
+    x, y, w = problem()
+    logits, others = x @ w.T, y @ w.T
+    found = symmetric_divergence(logits, others)
+    torch.testing.assert_close(found, by_definition(logits, others))
+    both = (logits.log_softmax(-1), others.log_softmax(-1))
+    theirs = [F.kl_div(q, p, log_target=True, reduction="batchmean") for p, q in (both, both[::-1])]
+    torch.testing.assert_close(found, sum(theirs) / 2)
+
+
+@pytest.mark.parametrize("rows", [1, 5, N, 100])
+def test_the_chunked_divergence_has_the_same_value_and_gradients(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(divergence_module, "_CPU_CHUNK", rows * V)
+    x, y, w = problem()
+    expected = by_definition(x @ w.T, y @ w.T)
+    found = divergence_of_products(x, y, w)
+    torch.testing.assert_close(found, expected)
+    gradients = zip(
+        torch.autograd.grad(3 * found, (x, y, w)), torch.autograd.grad(3 * expected, (x, y, w)), strict=True
+    )
+    for mine, reference in gradients:
+        torch.testing.assert_close(mine, reference)
+    assert torch.autograd.gradcheck(divergence_of_products, (x, y, w))
+
+
+def test_no_token_is_no_divergence() -> None:
+    x, w = torch.zeros(0, D, requires_grad=True), torch.randn(V, D)
+    for found in (divergence_of_products(x, x, w), symmetric_divergence(x, x)):
+        assert found.item() == 0
+        found.backward()
+
+
+def test_bfloat16_and_logits_far_apart_stay_finite() -> None:
+    x, y, w = (tensor.detach().float().mul_(30).requires_grad_() for tensor in problem())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = divergence_of_products(x, y, w)
+    found.backward()
+    assert found.dtype == torch.float32
+    assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (x, y, w))
+
+
+class TwoViews(Transformer):
+    """Changes what it says in the second half of a batch, always in the same way: a dropout that can be repeated."""
+
+    def features(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+        found = super().features(src, tgt_input)
+        mask = torch.ones_like(found)
+        if self.training:
+            mask[len(found) // 2 :, :, ::3] = 0
+        return found * mask
+
+
+class ByLogits(RDropTransformer):
+    """Takes the way through the logits, as networks of one's own do."""
+
+    def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+        return super().forward(src, tgt_input)
+
+
+def make(kind: type[LitTransformer] = RDropTransformer, optimizer: str = "sgd", **settings) -> LitTransformer:
+    torch.manual_seed(5)
+    return kind(TwoViews(**SIZES), optimizer=OPTIMIZERS[optimizer], **settings)
+
+
+def loss_by_hand(network: Transformer, whole, alpha: float) -> Tensor:
+    """Equations 1 to 4 of the paper, halved: two cross-entropies and two divergences, per token."""
+    both = torch.cat((whole.src, whole.src)), torch.cat((whole.tgt_input, whole.tgt_input))
+    one, other = network.train()(*both).chunk(2)
+    real = whole.labels != 0
+    smoothed = [F.cross_entropy(each[real], whole.labels[real], label_smoothing=0.1) for each in (one, other)]
+    return sum(smoothed) / 2 + alpha / 2 * by_definition(one[real], other[real])
+
+
+@pytest.mark.parametrize("kind", [RDropTransformer, ByLogits])
+def test_the_loss_is_that_of_the_paper(kind: type[LitTransformer]) -> None:
+    module, whole = make(kind, alpha=3.0).double(), batch(sentences(9))
+    expected = loss_by_hand(module.network, whole, 3.0)
+    found = module.compute_loss(whole)
+    torch.testing.assert_close(found.loss, expected)
+    plain = loss_by_hand(module.network, whole, 0.0)
+    assert expected > plain + 0.01
+    parameters = list(module.parameters())
+    for mine, reference in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, reference)
+    module.eval()
+    torch.testing.assert_close(module.compute_loss(whole), LitTransformer.compute_loss(module, whole))
+    assert module.compute_loss(whole).loss != found.loss
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int]) -> None:
+    module, losses = make(alpha=2.0), Losses()
+    train(module, Steps(cuts), accumulate_grad_batches=len(cuts) + 1, callbacks=[losses])
+    network = make().network
+    rule, expected = OPTIMIZERS["sgd"](network.parameters()), []
+    for whole in Steps([]):
+        rule.zero_grad()
+        loss = loss_by_hand(network, whole, 2.0)
+        loss.backward()
+        rule.step()
+        expected.append(loss.item())
+    assert torch.allclose(weights(module), weights(network), atol=3e-5)
+    assert losses.logged == pytest.approx(expected, rel=1e-5)
+
+
+def test_two_dropouts_differ_and_without_dropout_nothing_is_added() -> None:
+    whole = batch(sentences(9))
+    for dropout, differs in ((0.0, False), (0.4, True)):
+        network = Transformer(**{**SIZES, "dropout": dropout})
+        with_it, without = (RDropTransformer(network, alpha=alpha) for alpha in (5.0, 0.0))
+        found = []
+        for module in (with_it.train(), without.train()):
+            torch.manual_seed(1)
+            found.append(module.compute_loss(whole).loss.item())
+        assert (found[0] > found[1] + 0.01) is differs
+        assert differs or found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="alpha must be 0 or more, got -1"):
+        make(alpha=-1)
+
+
+def test_a_criterion_takes_the_place_of_the_cross_entropies() -> None:
+    module, whole = make(criterion=nn.CrossEntropyLoss(), alpha=0.0), batch(sentences(5))
+    smoothed = make(alpha=0.0).compute_loss(whole)
+    assert module.compute_loss(whole).loss != smoothed.loss
+    torch.testing.assert_close(module.compute_loss(whole).loss.detach(), smoothed.nll)
+
+
+def test_a_configuration_names_it_and_its_checkpoint_serves_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_digits(tmp_path / "data")
+    config = """
+model:
+  class_path: lit_transformer.RDropTransformer
+  init_args:
+    network:
+      class_path: lit_transformer.Transformer
+      init_args: {num_layers: 1, d_model: 32, d_ff: 64, num_heads: 2}
+    alpha: 4.0
+data:
+  train: {path: data/train, src: en, tgt: de}
+  val: {path: data/val, src: en, tgt: de, max_rows: 5}
+  test: {path: data/val, src: en, tgt: de, max_rows: 5}
+  vocab_size: 300
+  max_tokens: 256
+trainer:
+  max_steps: 3
+  val_check_interval: 3
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  default_root_dir: run
+averaging: {num_checkpoints: 1}
+"""
+    (tmp_path / "rdrop.yaml").write_text(config)
+    finished = lit("fit", "--config=rdrop.yaml")
+    assert finished.status == 0, finished.err
+    path = tmp_path / "run/checkpoints/step=3.ckpt"
+    module = RDropTransformer.load_from_checkpoint(path, weights_only=True)
+    assert (type(module), module.alpha) == (RDropTransformer, 4.0)
+    assert lit("test", "--config=run/config.yaml").status == 0
+    assert len(Translator.from_pretrained("run")(["one two"])) == 1
