@@ -16,6 +16,7 @@ from lit_transformer.fonts import Lettering
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -137,6 +138,15 @@ def label_axes(axes: Axes, grid: AttentionGrid, lettering: Lettering, cell: floa
     else:
         axes.set_yticks([])
     axes.tick_params(pad=3)
+
+
+def name_positions(axis: Axis, tokens: Sequence[str], lettering: Lettering, upright: bool) -> None:
+    """Writes tokens along one axis of a heat map in place of numbers, every n-th if they are many; nothing if none."""
+    if tokens:
+        places = range(0, len(tokens), math.ceil(len(tokens) / 40))
+        turn: dict[str, Any] = {"rotation": 90} if upright else {}
+        style = text_style(lettering) | {"fontsize": 7 if len(tokens) > 16 else 8.5, "color": INK}
+        axis.set_ticks(places, labels=[lettering.label(tokens[place]) for place in places], **style, **turn)
 
 
 def write_percentages(axes: Axes, weights: Tensor, hidden: Tensor, cell: float) -> None:

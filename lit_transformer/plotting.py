@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_transformer import heatmaps
 from lit_transformer.attention_page import (
@@ -26,6 +26,8 @@ from lit_transformer.attention_page import (
 from lit_transformer.fonts import lettering_for
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -125,40 +127,50 @@ def plot_overview(
     return figure
 
 
-def plot_positions(d_model: int = 128, length: int = 64) -> Figure:
-    """The sinusoidal positions that are added to the embeddings, as a table and as waves.
+def plot_positions(d_model: int = 128, length: int = 64, *, positions: nn.Module | None = None) -> Figure:
+    """What is added to the embeddings to tell positions apart, as a table and as waves.
 
     Source: Vaswani et al. 2017, section 3.5.
 
     Args:
         d_model: Width of the token representations, in features. Must be even.
         length: How many positions to draw, in tokens.
+        positions: The part of a network that adds them, such as ``network.src_positions``, learned ones too; None
+            for the sines and cosines of the paper.
 
     Returns:
-        The figure: all features of all positions, and the sines of four features from fast to slow.
+        The figure: all features of all positions, and four features over the positions.
 
     Raises:
-        ValueError: If ``d_model`` is odd.
+        ValueError: If ``d_model`` is odd and the positions are the paper's.
         ModuleNotFoundError: If matplotlib is not installed.
     """
     figure = blank_figure()
     from lit_transformer.nn.embedding import SinusoidalPositions
 
-    table = SinusoidalPositions(d_model, max_length=length)(torch.zeros(1, length, d_model))[0]
+    positions = positions or SinusoidalPositions(d_model, max_length=length)
+    with torch.inference_mode():
+        device = next(positions.parameters(), torch.zeros(0)).device
+        table = positions(torch.zeros(1, length, d_model, device=device))[0].float().cpu()
+    is_wave = isinstance(positions, SinusoidalPositions)
+    size = 1.0 if is_wave else float(table.abs().max())
     figure.set_size_inches(9, 4)
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
-    image = left.imshow(table.numpy(), cmap="PuOr", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=left, ticks=[-1, 0, 1])
+    image = left.imshow(table.numpy(), cmap="PuOr", vmin=-size, vmax=size, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=left, ticks=[-1, 0, 1] if is_wave else None)
     _describe(left, f"every position, all {d_model} features", "feature", "position, in tokens")
     for feature in sorted({2 * (d_model // 2 * part // 8) for part in (1, 2, 3, 4)}):
         right.plot(table[:, feature].numpy(), label=f"feature {feature}", linewidth=1.4)
     right.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.32), frameon=False)
-    _describe(right, "sines of four features, from fast to slow", "position, in tokens", "value added to the embedding")
+    caption = "sines of four features, from fast to slow" if is_wave else "four features, as they were learned"
+    _describe(right, caption, "position, in tokens", "value added to the embedding")
     return figure
 
 
-def plot_masks(src: Tensor, tgt_length: int) -> Figure:
+def plot_masks(
+    src: Tensor, tgt_length: int, *, src_tokens: Sequence[str] = (), tgt_tokens: Sequence[str] = ()
+) -> Figure:
     """What may be attended to: source tokens but not padding, and target tokens but none that come later.
 
     Source: Vaswani et al. 2017, section 3.2.3.
@@ -166,12 +178,14 @@ def plot_masks(src: Tensor, tgt_length: int) -> Figure:
     Args:
         src: Source ids ``(B, S)``, padded on the right.
         tgt_length: Length of the target, in tokens.
+        src_tokens: What to write at the ``S`` source positions, for a batch of one sentence; numbers if empty.
+        tgt_tokens: What to write at the target positions; numbers if empty.
 
     Returns:
         The figure: the padding mask ``(B, S)`` and the causal mask ``(T, T)``.
 
     Raises:
-        ValueError: If ``src`` is not a batch of rows, or ``tgt_length`` is below 1.
+        ValueError: If ``src`` is not a batch of rows, ``tgt_length`` is below 1, or there are not as many tokens.
         ModuleNotFoundError: If matplotlib is not installed.
     """
     figure = blank_figure()
@@ -179,6 +193,9 @@ def plot_masks(src: Tensor, tgt_length: int) -> Figure:
         raise ValueError(f"src must be a batch of ids (B, S), got the shape {tuple(src.shape)}")
     if tgt_length < 1:
         raise ValueError(f"tgt_length must be at least 1 token, got {tgt_length}")
+    for name, tokens, length in (("src", src_tokens, src.size(1)), ("tgt", tgt_tokens, tgt_length)):
+        if tokens and len(tokens) != length:
+            raise ValueError(f"{name}_tokens must be {length}, one for each position; got {len(tokens)}")
     figure.set_size_inches(9, 4)
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
@@ -190,6 +207,10 @@ def plot_masks(src: Tensor, tgt_length: int) -> Figure:
         axes.locator_params(integer=True)
     _describe(left, "padding mask: coloured may be attended to", "source position (key)", "sentence of the batch")
     _describe(right, "causal mask: no token sees a later one", "target position (key)", "target position (query)")
+    lettering = lettering_for([*src_tokens, *tgt_tokens])
+    heatmaps.name_positions(left.xaxis, src_tokens, lettering, upright=True)
+    heatmaps.name_positions(right.xaxis, tgt_tokens, lettering, upright=True)
+    heatmaps.name_positions(right.yaxis, tgt_tokens, lettering, upright=False)
     return figure
 
 
@@ -239,6 +260,7 @@ def draw_attention(
     title: str = "",
     reference: str = "",
     beams: Sequence[tuple[str, float]] = (),
+    others: Sequence[tuple[AttentionMaps, Sequence[str]]] = (),
 ) -> list[Path]:
     """Writes all attention of one sentence pair to files: four pictures, and a page to explore.
 
@@ -251,6 +273,7 @@ def draw_attention(
         title: Heading, such as ``"I love cats → 나는 고양이를 좋아해"``.
         reference: A human translation to compare with, for the page.
         beams: The hypotheses of the search with their scores, best first, for the page.
+        others: Maps and target tokens of the second hypothesis, the third, and so on, for the page.
 
     Returns:
         The files: ``<stem>.png`` (overview of the last layer), ``<stem>-encoder.png``, ``<stem>-decoder.png``,
@@ -264,7 +287,7 @@ def draw_attention(
     ending = stem.suffix if stem.suffix in (".png", ".html") else ""
     stem = stem.with_suffix("") if ending else stem
     title = title or "What each head attends to"
-    page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams)
+    page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams, others=others)
     figures = {}
     if ending != ".html":
         figures[""] = plot_overview(maps, src_tokens, tgt_tokens, title=title)
@@ -295,6 +318,18 @@ def blank_figure() -> Figure:
             'pictures need matplotlib, which is not installed: pip install "lit-transformer[plot]"', name="matplotlib"
         ) from error
     return Figure(facecolor="white")
+
+
+def pixels_of(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The picture as red, green and blue ``(height, width, 3)``, for loggers and widgets that take pixels."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(PIXELS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: npt.NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    return pixels.copy()
 
 
 def _overview_panels(grids: dict[str, AttentionGrid], layer: int) -> list[tuple[AttentionGrid, Tensor, str]]:

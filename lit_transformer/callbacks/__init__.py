@@ -1,4 +1,4 @@
-"""Lightning callbacks: the schedule, the scores, averaging of checkpoints, and translations to a file."""
+"""Lightning callbacks: the schedule, the scores, pictures, averaging of checkpoints, and translations to a file."""
 
 from lit_transformer.callbacks.averaging import (
     CheckpointAveraging,
@@ -7,10 +7,12 @@ from lit_transformer.callbacks.averaging import (
     write_averaged_checkpoint,
 )
 from lit_transformer.callbacks.bleu import BLEUEvaluation
+from lit_transformer.callbacks.pictures import AttentionPictures
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
 from lit_transformer.callbacks.writer import TranslationWriter
 
 __all__ = [
+    "AttentionPictures",
     "BLEUEvaluation",
     "CheckpointAveraging",
     "InverseSqrtWarmup",

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
-from lit_transformer.data.pieces import decoded, pieces
+from lit_transformer.data.pieces import decoded, pieces, word_numbers
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -225,6 +225,22 @@ class SubwordTokenizer:
         """One readable string for each target id, for pictures and tables; ``▁`` stands for a space."""
         return pieces(_ready(self._tgt), ids, self.vocab_size)
 
+    def words_src(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """The ids of ``encode_src`` and, for each, the number of its word, as ``str.split`` would count it.
+
+        EOS, tags and signs attached to a word belong to none; tags are not counted as words either.
+        """
+        words = self._words(_ready(self._src), [self._split_tags(text)[1] for text in texts])
+        ids = self.encode_src(texts)
+        return [
+            (row, [*[None] * (len(row) - 1 - len(found)), *found, None]) for row, found in zip(ids, words, strict=True)
+        ]
+
+    def words_tgt(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """The ids of ``encode_tgt``, and for each the number of its word, as ``words_src`` does."""
+        words = self._words(_ready(self._tgt), texts)
+        return [(row, [None, *found, None]) for row, found in zip(self.encode_tgt(texts), words, strict=True)]
+
     def to_state(self) -> dict[str, Any]:
         """Recipe and vocabulary as plain data, fit for JSON and for checkpoints loaded with ``weights_only=True``."""
         sides = {"tgt": _ready(self._tgt).to_str()}
@@ -312,6 +328,11 @@ class SubwordTokenizer:
         except TypeError as error:  # what `tokenizers` says of half a surrogate pair
             raise InputError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
         return (encoding.ids for encoding in encodings)
+
+    def _words(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int | None]]:
+        clean = [self.normalize(text) for text in texts]
+        encodings = tokenizer.encode_batch(clean, add_special_tokens=False)  # the fast one leaves the offsets out
+        return (word_numbers(text, one.offsets) for text, one in zip(clean, encodings, strict=True))
 
     def _take(self, path: Path, data_fingerprint: str) -> str:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""
