@@ -236,7 +236,6 @@ function showMap() {
     return cell;
   }));
   $("map").tHead.replaceChildren(header);
-  fitMap();
   let stripes = false;
   $("map").tBodies[0].replaceChildren(...rows.map((row, q) => {
     const line = make("tr"), head = label("th", queries[q]);
@@ -252,10 +251,10 @@ function showMap() {
     return line;
   }));
   $("stripes").hidden = !stripes;
+  fitMap();
 }
 function fitMap() {
-  const longest = Math.max(...grid().queries.map((token) => visible(token).length), 4);
-  const room = $("map").parentElement.clientWidth - Math.min(longest * 9 + 12, 130);
+  const room = $("map").parentElement.clientWidth - $("map").tBodies[0].rows[0].cells[0].offsetWidth - 4;
   $("map").style.setProperty("--cell", Math.floor(Math.max(20, Math.min(52, room / grid().keys.length - 1))) + "px");
 }
 
@@ -301,7 +300,7 @@ function tell(rows, q, k) {
   const name = (token) => make("b", SPOKEN[token] ? token : (continues(token) ? "‑" : "") + visible(token), { "aria-label": spoken(token) });
   const best = (list) => list.map((weight, place) => [weight, place]).sort((a, b) => b[0] - a[0]).slice(0, 3).filter(([weight]) => weight >= 0.05);
   if (q === null && k === null) {
-    $("says").textContent = "Point at a token, tap it, or move to it with Tab and the arrow keys: the left side shows where it looks, the right side who looks at it. Thicker lines carry more weight.";
+    $("says").textContent = "Point at a token: the left side shows where it looks, the right side who looks at it.";
     return;
   }
   const parts = [name(q === null ? keys[k] : queries[q])];
@@ -312,6 +311,7 @@ function tell(rows, q, k) {
   order.forEach(([weight, place], n) => parts.push(n ? ", " : "", name(others[place]), " " + percent(weight)));
   if (order.length) parts.push(".");
   $("says").replaceChildren(...parts);
+  $("says").scrollTop = 0;
 }
 
 // Choosing

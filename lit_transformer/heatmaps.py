@@ -28,6 +28,23 @@ WIDE_CAPTION, NARROW_CAPTION = 2.3, 1.15  # inches: what captions take, even abo
 MAX_SIDE = 60.0  # inches, so that no picture outgrows memory
 
 
+def blank_figure() -> Figure:
+    """An empty white figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ModuleNotFoundError(
+            'pictures need matplotlib, which is not installed: pip install "lit-transformer[plot]"', name="matplotlib"
+        ) from error
+    return Figure(facecolor="white")
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Where the panels of a figure stand, all measures in inches.
