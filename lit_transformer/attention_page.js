@@ -14,6 +14,7 @@ const SIDES = {
 };
 const MANY = 22; // tokens from which on running text is clearer than two columns
 const view = { kind: "cross", layer: 0, head: "average", beam: 0, token: null }; // token: {side, place} that is kept
+let wantsFlow = null; // running text or columns, once the reader has said so
 let preview = null; // the token that is pointed at or focused
 
 // What is shown
@@ -326,7 +327,7 @@ function choose(change) {
   const isOther = isFirst || view.kind !== before.kind || view.beam !== before.beam, isLayer = isOther || view.layer !== before.layer;
   if (isOther) {
     preview = null;
-    $("flow").checked = Math.max(grid().queries.length, grid().keys.length) > MANY;
+    $("flow").checked = wantsFlow ?? Math.max(grid().queries.length, grid().keys.length) > MANY;
     flow();
     showLayers();
     showLists();
@@ -361,7 +362,7 @@ function showNumbers() { $("map").classList.toggle("plain", !$("numbers").checke
 $("title").classList.toggle("long", $("title").textContent.length > 110);
 $("numbers").checked = Math.max(...data.grids.map((it) => it.keys.length)) <= 12;
 $("numbers").addEventListener("change", showNumbers);
-$("flow").addEventListener("change", () => { flow(); show(preview); });
+$("flow").addEventListener("change", () => { wantsFlow = $("flow").checked; flow(); show(preview); });
 $("every").addEventListener("toggle", showEvery);
 addEventListener("keydown", (event) => { if (event.key === "Escape") { preview = null; choose({ token: null }); } });
 for (const list of ["queries", "keys"]) arrows($(list), () => 1, () => {});

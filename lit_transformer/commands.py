@@ -138,6 +138,8 @@ def translate(options: argparse.Namespace) -> None:
     ).to(_device(options.device))
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
+    if options.alignment == options.output:
+        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
     with ExitStack() as stack:
         given = given_lines(options.text) if options.text else _read_lines(stack, options.input)
         lines = _tagged(given, options.src_tag, translator.tokenizer.tags)

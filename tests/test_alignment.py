@@ -183,6 +183,7 @@ def test_alignment_options_are_checked(tiny_run: Path, tmp_path: Path) -> None: 
         (["--alignment_layer", "1"], "--alignment_layer 1 needs --alignment FILE"),
         (["--alignment_layer", "9", "--alignment", tmp_path / "x"], "must be between 1 and 1, got 9"),
         (["--alignment", tmp_path], "--alignment"),
+        (["--alignment", "-"], "--alignment and --output are both -; give one of them another file"),
     ):
         finished = lit("translate", tiny_run, "one", *options)
         assert finished.status == 1
