@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lit_transformer.callbacks import AttentionPictures as AttentionPictures
     from lit_transformer.callbacks import BLEUEvaluation as BLEUEvaluation
     from lit_transformer.callbacks import CheckpointAveraging as CheckpointAveraging
     from lit_transformer.callbacks import InverseSqrtWarmup as InverseSqrtWarmup
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lit_transformer.interfaces import Hypothesis as Hypothesis
     from lit_transformer.interfaces import Search as Search
     from lit_transformer.interfaces import SentencePair as SentencePair
+    from lit_transformer.interfaces import Translation as Translation
     from lit_transformer.interfaces import TranslationBatch as TranslationBatch
     from lit_transformer.interfaces import TranslationNetwork as TranslationNetwork
     from lit_transformer.metrics import CorpusBLEU as CorpusBLEU
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
     from lit_transformer.module import LitTransformer as LitTransformer
     from lit_transformer.nn import Transformer as Transformer
     from lit_transformer.rdrop import RDropTransformer as RDropTransformer
-    from lit_transformer.translator import Translation as Translation
     from lit_transformer.translator import Translator as Translator
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionPictures": "callbacks",
     "BLEUEvaluation": "callbacks",
     "BeamSearch": "decoding",
     "CheckpointAveraging": "callbacks",
@@ -57,7 +59,7 @@ _HOMES = {
     "SubwordTokenizer": "data",
     "TeachingCorpus": "data",
     "Transformer": "nn",
-    "Translation": "translator",
+    "Translation": "interfaces",
     "TranslationBatch": "interfaces",
     "TranslationDataModule": "data",
     "TranslationNetwork": "interfaces",

@@ -101,12 +101,14 @@ def attention_page(
     title: str = "What each head attends to",
     reference: str = "",
     beams: Sequence[tuple[str, float]] = (),
+    others: Sequence[tuple[AttentionMaps, Sequence[str]]] = (),
 ) -> str:
     """An HTML page to explore the three attentions of every layer and head, as one text without outside parts.
 
-    The reader chooses the attention, the layer and the head, and points at a token to see where it looks. The address
-    can name a view: ``attention.html#kind=cross&layer=2&head=3&token=1`` (counted from 1;
-    ``head=average`` for the mean).
+    The reader chooses the attention, the layer and the head, and points at a token to see where it looks, or who looks
+    at it; by pointer, touch or keyboard. The address can name a view:
+    ``attention.html#kind=cross&layer=2&head=3&token=1`` (counted from 1; ``head=average`` for the mean, ``key=1`` for
+    a token that is looked at, ``beam=2`` for the second hypothesis).
 
     Args:
         maps: Attention weights of a batch, as ``Transformer.attention_maps`` gives them. Sentence 0 is shown.
@@ -115,6 +117,7 @@ def attention_page(
         title: Heading of the page, such as ``"I love cats → 나는 고양이를 좋아해"``.
         reference: A human translation to compare with; left out if empty.
         beams: The hypotheses of the search with their scores, best first.
+        others: Maps and target tokens of the second hypothesis, the third, and so on; these can then be chosen, too.
 
     Returns:
         The page. Write it to a file in UTF-8.
@@ -128,10 +131,15 @@ def attention_page(
         "reference": reference,
         "beams": [{"text": text, "score": round(score, 4)} for text, score in beams],
         "grids": [_grid_data(grid) for grid in grids.values()],
+        "others": [_other_grids(src_tokens, *other) for other in others],
     }
-    parts = {"title": html.escape(title), "data": _script_json(data)}
-    template = files("lit_transformer").joinpath("attention_page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(title|data)\}\}", lambda match: parts[match[1]], template)
+    parts = {"title": html.escape(title), "data": _script_json(data), "style": _part("css"), "script": _part("js")}
+    return re.sub(r"\{\{(title|data|style|script)\}\}", lambda match: parts[match[1]], _part("html"))
+
+
+def _part(ending: str) -> str:
+    """One of the files beside this one that the page is made of."""
+    return files("lit_transformer").joinpath(f"attention_page.{ending}").read_text(encoding="utf-8")
 
 
 def _check(grid: AttentionGrid) -> None:
@@ -154,6 +162,12 @@ def _grid_data(grid: AttentionGrid) -> dict[str, Any]:
     layers = [(layer * SCALE).round().int().tolist() for layer in grid.layers]
     tokens = {"queries": grid.queries, "keys": grid.keys, "written": grid.written}
     return {"kind": grid.kind, "name": grid.name, **tokens, "layers": layers}
+
+
+def _other_grids(src_tokens: Sequence[str], maps: AttentionMaps, tgt_tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """The grids of a further hypothesis but for the encoder, which knows nothing of it."""
+    grids = attention_grids(maps, src_tokens, tgt_tokens)
+    return [_grid_data(grid) for kind, grid in grids.items() if kind != "encoder"]
 
 
 def _script_json(data: Any) -> str:

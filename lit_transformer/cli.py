@@ -21,7 +21,7 @@ COMMANDS = {
     "test": ("training_cli", "score a checkpoint on the test set"),
     "predict": ("training_cli", "translate a corpus into a file, on any number of devices"),
     "translate": ("commands", "translate sentences from the command line, a file or standard input"),
-    "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
+    "attention": ("attention_command", "draw what every head attends to, as pictures and as a page to explore"),
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "export": ("exchange.commands", "write a model for use elsewhere: safetensors, transformers or CTranslate2"),
     "import": ("exchange.commands", "read a Hugging Face folder (Marian or Pegasus)"),

@@ -1,4 +1,4 @@
-"""The commands around a trained model: translate, attention and average."""
+"""The commands around a trained model: translate and average."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -68,7 +69,9 @@ def translate_parser() -> argparse.ArgumentParser:
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
         "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
-        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n\n"
+        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n"
+        "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
+        "the source, words counted from 0 between white space (Pharaoh format).\n\n"
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
         "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1",
@@ -99,6 +102,14 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--n_best", type=positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
+    parser.add_argument(
+        "--alignment", metavar="FILE", help="file for word alignments, read off the encoder-decoder attention"
+    )
+    parser.add_argument(
+        "--alignment_layer",
+        type=positive,
+        help="decoder layer that they are read off, from 1, as the mean of its heads (default: the last but one)",
+    )
     parser.add_argument("--max_length", type=positive, default=512, help="longest source line in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="source tokens in a batch (default: 4096)")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
@@ -118,6 +129,7 @@ def translate_parser() -> argparse.ArgumentParser:
 
 def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
+    from lit_transformer.alignment import pharaoh
     from lit_transformer.translator import Translator
 
     if options.text and options.input != "-":
@@ -130,13 +142,41 @@ def translate(options: argparse.Namespace) -> None:
         precision=options.precision,
         num_workers=options.num_workers,
     ).to(_device(options.device))
+    if options.alignment_layer and not options.alignment:
+        raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
+    if options.alignment == options.output:
+        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
     with ExitStack() as stack:
-        given = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
+        given = given_lines(options.text) if options.text else _read_lines(stack, options.input)
         lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(_output(options.output))
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
-        for number, found in enumerate(_with_progress(stack, translator.translate(lines), quiet, total), 1):
-            out.writelines(_line(number, one, options) for one in found)
+        sources: deque[str] = deque()
+        found = _with_progress(stack, translator.translate(_remembering(lines, sources)), quiet, total)
+        pairs = _written(found, sources, out, options)
+        if options.alignment is None:
+            deque(pairs, maxlen=0)
+            return
+        alignment = stack.enter_context(_output(options.alignment, "--alignment"))
+        alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:
+    """The lines, each also kept in a queue until its translation is written."""
+    for line in lines:
+        seen.append(line)
+        yield line
+
+
+def _written(
+    found: Iterable[list[Translation]], sources: deque[str], out: IO[str], options: argparse.Namespace
+) -> Iterator[tuple[str, str]]:
+    """Writes translations as they come, and hands on each with its source."""
+    for number, translations in enumerate(found, 1):
+        source = sources.popleft()
+        for one in translations:
+            out.write(_line(number, one, options))
+            yield source, one.text
 
 
 def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
@@ -187,7 +227,7 @@ def _device(name: str | None) -> str:
         raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
 
 
-def _given_lines(texts: list[str]) -> list[str]:
+def given_lines(texts: list[str]) -> list[str]:
     """Sentences of the command line, if they are text."""
     for number, text in enumerate(texts, 1):
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
@@ -217,7 +257,7 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
 
 
 @contextmanager
-def _output(name: str) -> Iterator[IO[str]]:
+def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
     """Standard output, or a file that appears only when it is complete."""
     from lit_transformer.checkpoints import replacing
 
@@ -226,17 +266,21 @@ def _output(name: str) -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
         return
-    with _writing(name), replacing(Path(name)) as partial, partial.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        writing(name, option),
+        replacing(Path(name)) as partial,
+        partial.open("w", encoding="utf-8", newline="\n") as file,
+    ):
         yield file
 
 
 @contextmanager
-def _writing(name: str) -> Iterator[None]:
+def writing(name: str, option: str = "--output") -> Iterator[None]:
     """Says in one sentence that a file cannot be written."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"--output {name} cannot be written: {error.strerror or error}") from None
+        raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None
 
 
 def _with_progress(
@@ -270,42 +314,6 @@ def _number_of_lines(options: argparse.Namespace) -> int | None:
         return sum(1 for _ in file)
 
 
-def attention_parser() -> argparse.ArgumentParser:
-    """The options of ``attention``."""
-    parser = command_parser(
-        "attention",
-        "Draws what every head of the three attentions looks at, for a sentence and its translation.",
-        "Writes NAME.png pictures and NAME.html, a page to explore that works offline.\n\nexamples:\n"
-        "  lit-transformer attention runs/quickstart 'I love cats'\n"
-        "  lit-transformer attention runs/quickstart 'I love cats' '나는 고양이를 좋아해' --output cats",
-    )
-    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
-    parser.add_argument("source", help="the sentence")
-    parser.add_argument("target", nargs="?", help="its translation (default: the model's own)")
-    parser.add_argument("--output", default="attention", metavar="NAME", help="files to write (default: attention)")
-    return parser
-
-
-def attention(options: argparse.Namespace) -> None:
-    """Draws the attention of every head for one sentence pair."""
-    from lit_transformer.decoding import BeamSearch
-    from lit_transformer.plotting import draw_attention
-    from lit_transformer.translator import Translator
-
-    _given_lines([options.source, options.target or ""])
-    translator = Translator.from_pretrained(options.checkpoint, search=BeamSearch(n_best=4))
-    view = translator.attention(options.source, options.target)
-    title, beams = f"{options.source} → {view.target}", [(beam.text, beam.score) for beam in view.beams]
-    try:
-        with _writing(options.output):
-            paths = draw_attention(
-                view.maps, view.src_tokens, view.tgt_tokens, options.output, title=title, beams=beams
-            )
-    except ModuleNotFoundError as error:  # the extra is missing, which the message names
-        raise InputError(str(error)) from None
-    sys.stdout.writelines(f"{path}\n" for path in paths)
-
-
 def average_parser() -> argparse.ArgumentParser:
     """The options of ``average``."""
     parser = command_parser(
@@ -328,14 +336,13 @@ def average(options: argparse.Namespace) -> None:
     paths = [Path(name) for name in options.checkpoints]
     if len(paths) == 1 and paths[0].is_dir():
         paths = last_checkpoints(paths[0], options.last)
-    with _writing(options.output):
+    with writing(options.output):
         write_averaged_checkpoint(paths, Path(options.output))
     sys.stdout.write(f"{options.output}: the mean of {', '.join(str(path) for path in paths)}\n")
 
 
 COMMANDS = {
     "translate": (translate_parser, translate),
-    "attention": (attention_parser, attention),
     "average": (average_parser, average),
 }
 

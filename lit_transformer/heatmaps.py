@@ -16,6 +16,7 @@ from lit_transformer.fonts import Lettering
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
@@ -25,6 +26,23 @@ INK, MUTED, MASKED = "#1e1b29", "#5f5a6e", "#e4e1ea"
 TOP, CAPTION, GAP = 0.42, 0.3, 0.18  # inches: heading of the sheet, caption of a panel, space between panels
 WIDE_CAPTION, NARROW_CAPTION = 2.3, 1.15  # inches: what captions take, even above a tiny panel
 MAX_SIDE = 60.0  # inches, so that no picture outgrows memory
+
+
+def blank_figure() -> Figure:
+    """An empty white figure.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise ModuleNotFoundError(
+            'pictures need matplotlib, which is not installed: pip install "lit-transformer[plot]"', name="matplotlib"
+        ) from error
+    return Figure(facecolor="white")
 
 
 @dataclass(frozen=True)
@@ -137,6 +155,15 @@ def label_axes(axes: Axes, grid: AttentionGrid, lettering: Lettering, cell: floa
     else:
         axes.set_yticks([])
     axes.tick_params(pad=3)
+
+
+def name_positions(axis: Axis, tokens: Sequence[str], lettering: Lettering, upright: bool) -> None:
+    """Writes tokens along one axis of a heat map in place of numbers, every n-th if they are many; nothing if none."""
+    if tokens:
+        places = range(0, len(tokens), math.ceil(len(tokens) / 40))
+        turn: dict[str, Any] = {"rotation": 90} if upright else {}
+        style = text_style(lettering) | {"fontsize": 7 if len(tokens) > 16 else 8.5, "color": INK}
+        axis.set_ticks(places, labels=[lettering.label(tokens[place]) for place in places], **style, **turn)
 
 
 def write_percentages(axes: Axes, weights: Tensor, hidden: Tensor, cell: float) -> None:

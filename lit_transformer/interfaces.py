@@ -102,6 +102,19 @@ class Hypothesis(NamedTuple):
     score: float
 
 
+@dataclass(frozen=True)
+class Translation:
+    """One translation of a sentence.
+
+    Args:
+        text: The translation.
+        score: What the n best are ranked by: the log probability divided by the length penalty.
+    """
+
+    text: str
+    score: float
+
+
 class DecoderState(ABC):
     """What a network remembers between two decoding steps, one row for each open hypothesis."""
 

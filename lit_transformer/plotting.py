@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lit_transformer import heatmaps
@@ -23,10 +22,15 @@ from lit_transformer.attention_page import (
     attention_grids,
     attention_page,
 )
+from lit_transformer.diagrams import plot_masks as plot_masks
+from lit_transformer.diagrams import plot_positions as plot_positions
+from lit_transformer.diagrams import plot_warmup as plot_warmup
 from lit_transformer.fonts import lettering_for
+from lit_transformer.heatmaps import blank_figure as blank_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    import numpy as np
+    import numpy.typing as npt
     from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 120
@@ -125,111 +129,6 @@ def plot_overview(
     return figure
 
 
-def plot_positions(d_model: int = 128, length: int = 64) -> Figure:
-    """The sinusoidal positions that are added to the embeddings, as a table and as waves.
-
-    Source: Vaswani et al. 2017, section 3.5.
-
-    Args:
-        d_model: Width of the token representations, in features. Must be even.
-        length: How many positions to draw, in tokens.
-
-    Returns:
-        The figure: all features of all positions, and the sines of four features from fast to slow.
-
-    Raises:
-        ValueError: If ``d_model`` is odd.
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    figure = blank_figure()
-    from lit_transformer.nn.embedding import SinusoidalPositions
-
-    table = SinusoidalPositions(d_model, max_length=length)(torch.zeros(1, length, d_model))[0]
-    figure.set_size_inches(9, 4)
-    figure.set_layout_engine("constrained")
-    left, right = figure.subplots(1, 2)
-    image = left.imshow(table.numpy(), cmap="PuOr", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
-    figure.colorbar(image, ax=left, ticks=[-1, 0, 1])
-    _describe(left, f"every position, all {d_model} features", "feature", "position, in tokens")
-    for feature in sorted({2 * (d_model // 2 * part // 8) for part in (1, 2, 3, 4)}):
-        right.plot(table[:, feature].numpy(), label=f"feature {feature}", linewidth=1.4)
-    right.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, -0.32), frameon=False)
-    _describe(right, "sines of four features, from fast to slow", "position, in tokens", "value added to the embedding")
-    return figure
-
-
-def plot_masks(src: Tensor, tgt_length: int) -> Figure:
-    """What may be attended to: source tokens but not padding, and target tokens but none that come later.
-
-    Source: Vaswani et al. 2017, section 3.2.3.
-
-    Args:
-        src: Source ids ``(B, S)``, padded on the right.
-        tgt_length: Length of the target, in tokens.
-
-    Returns:
-        The figure: the padding mask ``(B, S)`` and the causal mask ``(T, T)``.
-
-    Raises:
-        ValueError: If ``src`` is not a batch of rows, or ``tgt_length`` is below 1.
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    figure = blank_figure()
-    if src.dim() != 2:
-        raise ValueError(f"src must be a batch of ids (B, S), got the shape {tuple(src.shape)}")
-    if tgt_length < 1:
-        raise ValueError(f"tgt_length must be at least 1 token, got {tgt_length}")
-    figure.set_size_inches(9, 4)
-    figure.set_layout_engine("constrained")
-    left, right = figure.subplots(1, 2)
-    from lit_transformer.nn.attention import causal_mask, padding_mask
-
-    for axes, mask in ((left, padding_mask(src.cpu()).squeeze(1, 2)), (right, causal_mask(tgt_length))):
-        axes.imshow(mask.numpy(), cmap=heatmaps.two_colours(), vmin=0, vmax=1)
-        heatmaps.draw_cell_edges(axes, mask)
-        axes.locator_params(integer=True)
-    _describe(left, "padding mask: coloured may be attended to", "source position (key)", "sentence of the batch")
-    _describe(right, "causal mask: no token sees a later one", "target position (key)", "target position (query)")
-    return figure
-
-
-def plot_warmup(d_model: int | Sequence[int] = 512, warmup_steps: int = 4000, *, num_steps: int = 20_000) -> Figure:
-    """The learning rate of the paper over training: it rises linearly, then falls with the root of the step.
-
-    Source: Vaswani et al. 2017, section 5.3, equation 3.
-
-    Args:
-        d_model: Width of the model in features, or several widths to compare.
-        warmup_steps: Optimizer steps until the peak.
-        num_steps: How many optimizer steps to draw.
-
-    Returns:
-        The figure, one curve for each width.
-
-    Raises:
-        ValueError: If a number is below 1.
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    figure = blank_figure()
-    widths = [d_model] if isinstance(d_model, int) else list(d_model)
-    if min(*widths, warmup_steps, num_steps, 1) < 1 or not widths:
-        raise ValueError(
-            f"d_model, warmup_steps and num_steps must be at least 1, got {widths}, {warmup_steps}, {num_steps}"
-        )
-    figure.set_size_inches(7, 4)
-    axes = figure.subplots()
-    steps = range(1, num_steps + 1)
-    for width in widths:
-        rates = [width**-0.5 * min(step**-0.5, step * warmup_steps**-1.5) for step in steps]
-        axes.plot(steps, rates, label=f"d_model {width}, peak {(width * warmup_steps) ** -0.5:.2g}")
-    if warmup_steps <= num_steps:
-        axes.axvline(warmup_steps, color=heatmaps.MUTED, linewidth=0.8, linestyle=":")
-    axes.legend(fontsize=8)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    _describe(axes, f"warm-up over {warmup_steps:,} steps", "optimizer step", "learning rate")
-    return figure
-
-
 def draw_attention(
     maps: AttentionMaps,
     src_tokens: Sequence[str],
@@ -239,6 +138,7 @@ def draw_attention(
     title: str = "",
     reference: str = "",
     beams: Sequence[tuple[str, float]] = (),
+    others: Sequence[tuple[AttentionMaps, Sequence[str]]] = (),
 ) -> list[Path]:
     """Writes all attention of one sentence pair to files: four pictures, and a page to explore.
 
@@ -251,6 +151,7 @@ def draw_attention(
         title: Heading, such as ``"I love cats → 나는 고양이를 좋아해"``.
         reference: A human translation to compare with, for the page.
         beams: The hypotheses of the search with their scores, best first, for the page.
+        others: Maps and target tokens of the second hypothesis, the third, and so on, for the page.
 
     Returns:
         The files: ``<stem>.png`` (overview of the last layer), ``<stem>-encoder.png``, ``<stem>-decoder.png``,
@@ -264,7 +165,7 @@ def draw_attention(
     ending = stem.suffix if stem.suffix in (".png", ".html") else ""
     stem = stem.with_suffix("") if ending else stem
     title = title or "What each head attends to"
-    page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams)
+    page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams, others=others)
     figures = {}
     if ending != ".html":
         figures[""] = plot_overview(maps, src_tokens, tgt_tokens, title=title)
@@ -280,21 +181,16 @@ def draw_attention(
     return paths
 
 
-def blank_figure() -> Figure:
-    """An empty white figure.
+def pixels_of(figure: Figure) -> npt.NDArray[np.uint8]:
+    """The picture as red, green and blue ``(height, width, 3)``, for loggers and widgets that take pixels."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    Raises:
-        ModuleNotFoundError: If matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ModuleNotFoundError(
-            'pictures need matplotlib, which is not installed: pip install "lit-transformer[plot]"', name="matplotlib"
-        ) from error
-    return Figure(facecolor="white")
+    figure.set_dpi(PIXELS_PER_INCH)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels: npt.NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    return pixels.copy()
 
 
 def _overview_panels(grids: dict[str, AttentionGrid], layer: int) -> list[tuple[AttentionGrid, Tensor, str]]:
@@ -315,10 +211,3 @@ def _write_heading(figure: Figure, text: str, colour: str, families: Sequence[st
         text = text[:-2] + "…"
     place = {"x": 0.15 / width, "y": 1 - 0.14 / height}
     figure.text(**place, s=text, va="top", fontsize=size, color=colour, fontfamily=list(families), parse_math=False)
-
-
-def _describe(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Names a diagram and its two directions."""
-    axes.set_title(title, fontsize=10, color=heatmaps.INK)
-    axes.set_xlabel(x_label, fontsize=9)
-    axes.set_ylabel(y_label, fontsize=9)

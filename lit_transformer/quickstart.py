@@ -41,12 +41,13 @@ def quickstart_parser() -> CommandParser:
 
 def _command(*arguments: str) -> None:
     """Prints a command as the user would type it, and runs it."""
-    from lit_transformer import commands, training_cli
+    from lit_transformer import attention_command, commands, training_cli
 
     shown = " ".join(f"'{part}'" if " " in part else part for part in arguments)
     sys.stdout.write(f"\n$ lit-transformer {shown}\n")
     sys.stdout.flush()
-    (commands if arguments[0] in commands.COMMANDS else training_cli).run(list(arguments))
+    home = {"translate": commands, "attention": attention_command}.get(arguments[0], training_cli)
+    home.run(list(arguments))
 
 
 def run(arguments: list[str]) -> None:

@@ -8,7 +8,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lit_transformer.alignment import AttentionAligner, Link
+from lit_transformer.attention_view import AttentionView, attention_of
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+from lit_transformer.interfaces import Translation as Translation
 from lit_transformer.nn.inference import PreparedTransformer, obstacle
 from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.nn.transformer import Transformer
@@ -33,39 +35,6 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
 _MANY = 256  # lines from which on starting worker processes pays
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One translation of a sentence.
-
-    Args:
-        text: The translation.
-        score: What the n best are ranked by: the log probability divided by the length penalty.
-    """
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class AttentionView:
-    """What there is to draw of one sentence pair.
-
-    Args:
-        maps: The weights of every layer and head, as the network's ``attention_maps`` returns them.
-        src_tokens: The source tokens, readable, ``S`` of them.
-        tgt_tokens: The target tokens from BOS to EOS, readable: the decoder reads each and writes the next, so there
-            is one more than the ``T`` that it reads.
-        target: The target as text.
-        beams: The best translations that the search found, best first; empty if a target was given.
-    """
-
-    maps: Any
-    src_tokens: list[str]
-    tgt_tokens: list[str]
-    target: str
-    beams: list[Translation]
 
 
 def build_network(spec: dict[str, Any]) -> TranslationNetwork:
@@ -226,28 +195,25 @@ class Translator:
     def attention(self, source: str, target: str | None = None) -> AttentionView:
         """What every head looks at while it reads ``source`` and writes ``target``.
 
+        A notebook shows the result as a page to explore, and ``save("cats.html")`` writes that page.
+
         Args:
             source: The sentence.
-            target: Its translation; None for the network's own.
+            target: Its translation; None for the network's own, with all that the search returns beside the best.
 
         Raises:
             InputError: If there is no source text, or the network has no ``attention_maps``.
         """
         if not source.strip():
             raise InputError("the source sentence is empty; give a sentence to look at")
-        attention_maps: Any = getattr(self.network, "attention_maps", None)
-        if attention_maps is None:
-            raise InputError(f"{type(self.network).__name__} has no attention_maps, so there is nothing to draw")
         src = self._encode([source], [0], 0)
-        if target is None:
-            found = self._decode(_padded(src))[0]
-            beams = [Translation(self._line(one), one.score) for one in found]
-            tgt, target = [BOS_ID, *found[0].tokens, EOS_ID], beams[0].text
-        else:
-            tgt, beams = self.tokenizer.encode_tgt([target])[0], []
-        device = self._device
-        maps = attention_maps(_padded(src).to(device), _padded([tgt[:-1]]).to(device))
-        return AttentionView(maps, self.tokenizer.pieces_src(src[0]), self.tokenizer.pieces_tgt(tgt), target, beams)
+        if target is not None:
+            tgt = self.tokenizer.encode_tgt([target])
+            return attention_of(self.network, self.tokenizer, src[0], tgt, source, [target])
+        found = self._decode(_padded(src))[0]
+        beams = [Translation(self._line(one), one.score) for one in found]
+        tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
+        return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
 
     def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
@@ -270,6 +236,23 @@ class Translator:
         finally:
             if workers is not None:
                 workers.close()
+
+    def align(self, pairs: Iterable[tuple[str, str]], layer: int | None = None) -> Iterator[list[Link]]:
+        """Yields which word of the source each word of the target comes from, in order and in constant memory.
+
+        The links are read off the encoder-decoder attention, see ``AttentionAligner``. ``pharaoh`` writes them as text.
+
+        Args:
+            pairs: Source sentences and their translations, the network's own or any others.
+            layer: Decoder layer, counted from 1; None for the penultimate, or the only one.
+
+        Returns:
+            For each pair its links ``(source word, target word)``, words counted from 0 between white space.
+
+        Raises:
+            InputError: If the network has no ``cross_attention``, or no such layer.
+        """
+        return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens)(pairs)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""

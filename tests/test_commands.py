@@ -336,46 +336,20 @@ def test_average_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None
     assert "the following arguments are required: --output" in finished.err
 
 
-# attention
-
-
-def test_attention_writes_pictures_and_a_page(tiny_run: Path, tmp_path: Path) -> None:
-    stem = tmp_path / "new" / "cats"
-    finished = lit("attention", tiny_run, "one cat", "--output", stem)
-    assert finished.status == 0, finished.err
-    names = ["cats.png", "cats-encoder.png", "cats-decoder.png", "cats-cross.png", "cats.html"]
-    assert finished.out == "".join(f"{stem.parent / name}\n" for name in names)
-    assert {path.name for path in stem.parent.iterdir()} == set(names)
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in stem.parent.glob("*.png"))
-    page = stem.with_suffix(".html").read_text(encoding="utf-8")
-    assert "one cat → eins Katze" in page
-
-
-def test_attention_of_a_given_translation(tiny_run: Path, tmp_path: Path) -> None:
-    finished = lit("attention", tiny_run, "one cat", "rot blau", "--output", tmp_path / "x.html")
-    assert finished.status == 0, finished.err
-    assert "one cat → rot blau" in (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
-
-
-def test_attention_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for arguments, words in (
-        ([tiny_run, " "], "the source sentence is empty"),
-        ([tmp_path / "gone", "one"], "gone does not exist"),
-        ([tiny_run, "one", "--output", tmp_path / "file" / "x.html"], "x.html cannot be written: "),
-        ([tiny_run, os.fsdecode(b"\xff")], "sentence 1 of the command line is not valid UTF-8"),
-    ):
-        finished = lit("attention", *arguments)
-        assert finished.status == 1
-        assert_one_sentence(finished, words)
-
-
 def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
     for command, options in {
-        "translate": ["--input", "--output", "--beam_size", "--length_penalty", "--n_best", "--scores", "--max_length"],
+        "translate": [
+            "--input",
+            "--output",
+            "--beam_size",
+            "--length_penalty",
+            "--n_best",
+            "--scores",
+            "--max_length",
+            "--alignment",
+        ],
         "average": ["--last", "--output"],
-        "attention": ["--output"],
+        "attention": ["--output", "--n_best", "--also", "--warmup_steps"],
     }.items():
         finished = lit(command, "--help")
         assert finished.status == 0

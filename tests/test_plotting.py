@@ -2,8 +2,6 @@
 
 import json
 import logging
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lit_transformer import fonts, plotting
 from lit_transformer.attention_page import attention_grids, attention_page
+from lit_transformer.nn.embedding import LearnedPositions
 from lit_transformer.nn.transformer import Transformer
 
 SRC = ["▁I", "▁love", "▁cats", "</s>"]
@@ -243,6 +242,26 @@ def test_positions_are_sines_and_cosines():
             assert np.allclose(table[position, 2 * pair : 2 * pair + 2], [np.sin(angle), np.cos(angle)], atol=1e-6)
 
 
+def test_learned_positions_are_drawn_as_they_are():
+    positions = LearnedPositions(d_model=8, max_length=6)
+    figure = plotting.plot_positions(d_model=8, length=5, positions=positions)
+    drawn = figure.axes[0].images[0]
+    assert np.allclose(drawn.get_array(), positions(torch.zeros(1, 5, 8))[0].detach().numpy())
+    largest = float(np.abs(drawn.get_array()).max())
+    assert drawn.get_clim() == pytest.approx((-largest, largest))
+    assert "learned" in figure.axes[1].get_title()
+
+
+def test_masks_are_labelled_with_tokens():
+    tokens = {"src_tokens": [*SRC, "<pad>"], "tgt_tokens": TGT[:-1]}
+    left, right = plotting.plot_masks(torch.tensor([[5, 6, 7, 3, 0]]), 5, **tokens).axes
+    assert [label.get_text() for label in left.get_xticklabels()] == [*SRC, "<pad>"]
+    assert [label.get_text() for label in right.get_xticklabels()] == TGT[:-1]
+    assert [label.get_text() for label in right.get_yticklabels()] == TGT[:-1]
+    with pytest.raises(ValueError, match="tgt_tokens must be 3, one for each position; got 5"):
+        plotting.plot_masks(torch.tensor([[5, 6, 7, 3, 0]]), 3, **tokens)
+
+
 def test_masks_hide_padding_and_the_future():
     left, right = plotting.plot_masks(torch.tensor([[5, 3, 0], [5, 6, 3]]), tgt_length=3).axes
     assert left.images[0].get_array().tolist() == [[True, True, False], [True, True, True]]
@@ -271,6 +290,15 @@ def test_missing_matplotlib_names_the_extra_and_writes_nothing(monkeypatch, tmp_
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+def test_pixels_are_those_of_the_picture():
+    figure = plotting.plot_overview(_maps(), SRC, TGT, title="나는")
+    pixels = plotting.pixels_of(figure)
+    width, height = figure.get_size_inches() * plotting.PIXELS_PER_INCH
+    assert pixels.shape == (int(height), int(width), 3)
+    assert (pixels[0, 0] == 255).all()
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
+
+
 def test_drawing_leaves_global_settings_alone():
     before = dict(pyplot.rcParams)
     plotting.plot_overview(_maps(), SRC, TGT)
@@ -286,6 +314,7 @@ def test_page_holds_tokens_weights_and_candidates():
     for grid, kind in zip(data["grids"], KINDS, strict=True):
         assert grid["kind"] == kind
         assert np.allclose(np.array(grid["layers"]) / data["scale"], torch.stack(getattr(maps, kind))[:, 0], atol=6e-5)
+    assert data["others"] == []
     cross = data["grids"][2]
     assert (cross["queries"], cross["keys"], cross["written"]) == (TGT[:-1], SRC, TGT[1:])
 
@@ -309,98 +338,3 @@ def test_page_asks_nothing_of_the_network():
     assert _Page(text).addresses == []
     assert "default-src 'none'" in text
     assert not any(word in text for word in ("http://", "https://", "@import", "url(", "fetch(", "XMLHttpRequest"))
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class _View(HTMLParser):
-    """What a browser shows: texts by the id of their element, and which buttons are pressed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.path, self.texts, self.pressed = [], {}, []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        if tag not in ("meta", "input", "br", "link", "line"):
-            self.path.append((tag, values.get("id")))
-        if values.get("aria-pressed") == "true":
-            self.pressed.append(values.get("aria-label") or values.get("data-kind") or "token")
-
-    def handle_endtag(self, tag):
-        while self.path and self.path.pop()[0] != tag:
-            pass
-
-    def handle_data(self, data):
-        for _, name in self.path:
-            if name:
-                self.texts[name] = self.texts.get(name, "") + data.strip() + " "
-
-    def words(self, name):
-        return self.texts[name].replace("\u00a0", " ").split()
-
-
-def _browse(page, profile, view=""):
-    options = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --dump-dom"
-    command = [CHROMIUM, *options.split(), "--virtual-time-budget=2000", f"--user-data-dir={profile}"]
-    shown = subprocess.run([*command, f"{page.as_uri()}#{view}"], capture_output=True, timeout=60, check=True)
-    return _View(shown.stdout.decode())
-
-
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to show the page in")
-
-
-@needs_chromium
-@pytest.mark.parametrize("view", ["kind=cross&layer=2&head=3&token=2", "kind=decoder&layer=1&head=average&token=3"])
-def test_browser_shows_the_view_that_the_address_names(view, tmp_path):
-    maps = _maps()
-    (page,) = plotting.draw_attention(maps, SRC, TGT, tmp_path / "cats.html", title="I love cats")
-    browser = _browse(page, tmp_path / "profile", view)
-    wish = dict(part.split("=") for part in view.split("&"))
-    layer, query = int(wish["layer"]) - 1, int(wish["token"]) - 1
-    weights = getattr(maps, wish["kind"])[layer][0]
-    row = (weights.mean(0) if wish["head"] == "average" else weights[int(wish["head"]) - 1])[query]
-    keys = SRC if wish["kind"] == "cross" else TGT[:-1]
-    percents = [f"{float(weight) * 100:.0f}" for weight in row]
-    if wish["kind"] == "cross":
-        expected = [word for key, share in zip(keys, percents, strict=True) for word in (key, share, "%")]
-    else:
-        seen = [word for key, share in zip(keys[:3], percents[:3], strict=True) for word in (key, share, "%")]
-        expected = seen + [word for key in keys[3:] for word in (key, "masked")]
-    assert browser.words("keys") == expected
-    head = "Average" if wish["head"] == "average" else f"Head {wish['head']}"
-    assert browser.pressed == [wish["kind"], f"Layer {wish['layer']}", head, "token"]
-    assert browser.texts["says"].split()[0] == TGT[query]
-    assert browser.texts["map"].count("%") == 0
-    assert len(browser.words("map")) > len(keys) * (len(TGT) - 1)
-
-
-POINT = "document.querySelectorAll('#queries button')[3].dispatchEvent(new PointerEvent('pointerenter'));"
-MOVE = (
-    "document.querySelector('#queries button').focus();"
-    "for (let i = 0; i < 2; i++) document.activeElement.dispatchEvent("
-    "new KeyboardEvent('keydown', {key: 'ArrowDown', bubbles: true}));"
-)
-PIN = "document.querySelectorAll('#queries button')[1].click(); document.querySelectorAll('#heads button')[1].click();"
-CHANGE = "document.querySelectorAll('#kinds button')[0].click();"
-
-
-@needs_chromium
-@pytest.mark.parametrize(
-    ("action", "told", "pressed"),
-    [
-        (POINT, TGT[3], ["cross", "Layer 2", "Average"]),
-        (MOVE, TGT[2], ["cross", "Layer 2", "Average"]),
-        (PIN, TGT[1], ["cross", "Layer 2", "Head 2", "token"]),
-        (CHANGE, "Point", ["encoder", "Layer 2", "Average"]),
-    ],
-)
-def test_browser_follows_pointer_keys_and_clicks(action, told, pressed, tmp_path):
-    page = tmp_path / "cats.html"
-    text = attention_page(_maps(), SRC, TGT).replace("</body>", f"<script>{action}</script></body>")
-    page.write_text(text, encoding="utf-8")
-    browser = _browse(page, tmp_path / "profile")
-    assert browser.texts["says"].split()[0] == told
-    assert browser.pressed == pressed

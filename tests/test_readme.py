@@ -22,6 +22,7 @@ from lit_transformer import (
     TeachingCorpus,
     Transformer,
     Translator,
+    attention_command,
     commands,
     compare,
     curves,
@@ -82,6 +83,7 @@ def test_there_are_blocks_of_every_kind() -> None:
 
 
 OTHER_PARSERS = {
+    "attention": attention_command.attention_parser,
     "quickstart": quickstart.quickstart_parser,
     "curves": curves.curves_parser,
     "compare": compare.compare_parser,

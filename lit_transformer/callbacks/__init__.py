@@ -1,4 +1,4 @@
-"""Lightning callbacks: the schedule, the scores, averaging of checkpoints, and translations to a file."""
+"""Lightning callbacks: the schedule, the scores, pictures, averaging of checkpoints, and translations to a file."""
 
 from lit_transformer.callbacks.averaging import (
     CheckpointAveraging,
@@ -8,10 +8,12 @@ from lit_transformer.callbacks.averaging import (
 )
 from lit_transformer.callbacks.bleu import BLEUEvaluation
 from lit_transformer.callbacks.stopping import StopTogether
+from lit_transformer.callbacks.pictures import AttentionPictures
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
 from lit_transformer.callbacks.writer import TranslationWriter
 
 __all__ = [
+    "AttentionPictures",
     "BLEUEvaluation",
     "CheckpointAveraging",
     "InverseSqrtWarmup",

@@ -1,4 +1,4 @@
-"""Ids of a vocabulary back to text, and to one readable string each; its words and merges."""
+"""Ids of a vocabulary back to text, to one readable string each, and to words; the merges of byte-pair encoding."""
 
 from __future__ import annotations
 
@@ -64,3 +64,29 @@ def merges_of(tokenizer: Tokenizer) -> Merges:
     model = json.loads(tokenizer.to_str())["model"]
     ids, pairs = model["vocab"], model.get("merges") or []
     return {(ids[left], ids[right]): (rank, ids[left + right]) for rank, (left, right) in enumerate(pairs)}
+
+
+def word_numbers(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+    """For each stretch of a text the number of the word that it is part of, counted from 0.
+
+    Words are what stands between white space, as ``str.split`` cuts them. None is the number of white space, and of
+    signs that are only attached to a word, such as the full stop of ``cats.``: they say nothing of that word.
+
+    Example:
+        >>> word_numbers("I  love cats.", [(0, 1), (1, 2), (2, 5), (5, 7), (7, 12), (12, 13)])
+        [0, None, 1, 1, 2, None]
+        >>> word_numbers("I - you", [(0, 1), (1, 3), (3, 7)])
+        [0, 1, 2]
+    """
+    places: list[int | None] = []
+    number = -1
+    for before, character in zip(" " + text, text, strict=False):
+        number += before.isspace() and not character.isspace()
+        places.append(None if character.isspace() else number)
+    spoken = {place for place, character in zip(places, text, strict=True) if character.isalnum()}
+    numbers: list[int | None] = []
+    for start, end in offsets:
+        word = next((one for one in places[start:end] if one is not None), None)
+        is_attached = word in spoken and not any(character.isalnum() for character in text[start:end])
+        numbers.append(None if is_attached else word)
+    return numbers

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
-from lit_transformer.data.pieces import Merges, Word, decoded, encodings, merges_of, pieces, words_of
+from lit_transformer.data.pieces import Merges, Word, decoded, encodings, merges_of, pieces, word_numbers, words_of
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -245,6 +245,22 @@ class SubwordTokenizer:
         """One readable string for each target id, for pictures and tables; ``▁`` stands for a space."""
         return pieces(_ready(self._tgt), ids, self.vocab_size)
 
+    def words_src(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """The ids of ``encode_src`` and, for each, the number of its word, as ``str.split`` would count it.
+
+        EOS, tags and signs attached to a word belong to none; tags are not counted as words either.
+        """
+        words = self._words(_ready(self._src), [self._split_tags(text)[1] for text in texts])
+        ids = self.encode_src(texts)
+        return [
+            (row, [*[None] * (len(row) - 1 - len(found)), *found, None]) for row, found in zip(ids, words, strict=True)
+        ]
+
+    def words_tgt(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
+        """The ids of ``encode_tgt``, and for each the number of its word, as ``words_src`` does."""
+        words = self._words(_ready(self._tgt), texts)
+        return [(row, [None, *found, None]) for row, found in zip(self.encode_tgt(texts), words, strict=True)]
+
     def to_state(self) -> dict[str, Any]:
         """Recipe and vocabulary as plain data, fit for JSON and for checkpoints loaded with ``weights_only=True``."""
         sides = {"tgt": _ready(self._tgt).to_str()}
@@ -330,6 +346,11 @@ class SubwordTokenizer:
 
     def _clean(self, texts: Sequence[str]) -> list[str]:
         return [self.normalize(text) for text in texts]
+
+    def _words(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int | None]]:
+        clean = self._clean(texts)
+        found = encodings(tokenizer, clean, with_words=True)  # the fast ones leave the offsets out
+        return (word_numbers(text, one.offsets) for text, one in zip(clean, found, strict=True))
 
     def _take(self, path: Path, data_fingerprint: str) -> str:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""

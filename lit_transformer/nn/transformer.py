@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -272,12 +272,25 @@ class Transformer(TranslationNetwork):
         """
         maps = AttentionMaps([], [], [])
         with (
-            _recording(self.encoder, "self_attention", maps.encoder),
-            _recording(self.decoder, "self_attention", maps.decoder),
-            _recording(self.decoder, "cross_attention", maps.cross),
+            _recording(self.encoder.layers, "self_attention", maps.encoder),
+            _recording(self.decoder.layers, "self_attention", maps.decoder),
+            _recording(self.decoder.layers, "cross_attention", maps.cross),
         ):
             self.features(src, tgt_input)
         return maps
+
+    def cross_attention(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"], layer: int) -> Tensor:
+        """The encoder-decoder attention of one layer alone, ``(B, H, T, S)``; for alignments of many sentences.
+
+        Args:
+            src: Source ids ``(B, S)``, padded on the right.
+            tgt_input: Target ids ``(B, T)`` from BOS on, padded on the right.
+            layer: Which decoder layer, from 0, or from the end if negative.
+        """
+        weights: list[Tensor] = []
+        with _recording([self.decoder.layers[layer]], "cross_attention", weights):
+            self.features(src, tgt_input)
+        return weights[0]
 
     def _encode(self, src: Tensor, mask: Tensor | None) -> Tensor:
         tokens = self.embedding_dropout(self.src_positions(self.src_embedding(src)))
@@ -296,12 +309,12 @@ class Transformer(TranslationNetwork):
 
 
 @contextmanager
-def _recording(stack: Encoder | Decoder, name: str, weights: list[Tensor]) -> Iterator[None]:
+def _recording(layers: Iterable[nn.Module], name: str, weights: list[Tensor]) -> Iterator[None]:
     def record(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _: Tensor) -> None:
         query, key, *_rest = args
         weights.append(attention.attention_weights(query, key, **kwargs))
 
-    hooks = [getattr(layer, name).register_forward_hook(record, with_kwargs=True) for layer in stack.layers]
+    hooks = [getattr(layer, name).register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

@@ -1,0 +1,154 @@
+"""Word alignments read off the encoder-decoder attention: which source word does each target word come from.
+
+A link is written ``3-5``: source word 3 and target word 5, both counted from 0, words being what stands between white
+space. One line for each sentence pair is the Pharaoh format of statistical machine translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.interfaces import InputError, TranslationNetwork
+from lit_transformer.vocabulary import PAD_ID
+
+Link = tuple[int, int]
+_WINDOW = 1024  # pairs sorted by length together; bounds the memory of a stream
+
+
+def pharaoh(links: Iterable[Link]) -> str:
+    """Links as one line of the Pharaoh format.
+
+    Example:
+        >>> pharaoh([(0, 0), (2, 1)])
+        '0-0 2-1'
+    """
+    return " ".join(f"{source}-{target}" for source, target in links)
+
+
+def hard_alignment(weights: Tensor, src_words: Sequence[int | None], tgt_words: Sequence[int | None]) -> list[Link]:
+    """The links between words that attention weights between tokens speak for.
+
+    Each target token is linked to the source token with the largest weight, and two words are linked if any of their
+    tokens are. Tokens that belong to no word, such as EOS, tags and the full stop of ``cats.``, take no part.
+
+    Source: Garg et al. 2019, "Jointly Learning to Align and Translate with Transformer Models", section 4; joining
+    tokens to words as in Zenkel et al. 2019.
+
+    Args:
+        weights: Attention ``(T, S)`` of each target token, at the step that writes it, over the source tokens.
+        src_words: Number of the word that each source token is part of, None if there is none.
+        tgt_words: The same of each target token.
+
+    Returns:
+        The links, in order of source word and target word, each once.
+
+    Raises:
+        ValueError: If the weights have another shape than the words ask for.
+
+    Example:
+        >>> weights = torch.tensor([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+        >>> hard_alignment(weights, [0, 1, None], [0, 1])
+        [(0, 1), (1, 0)]
+    """
+    if tuple(weights.shape) != (len(tgt_words), len(src_words)):
+        raise ValueError(
+            f"weights must be ({len(tgt_words)}, {len(src_words)}), a row for each target token and a column for each "
+            f"source token; got {tuple(weights.shape)}"
+        )
+    silent = torch.tensor([word is None for word in src_words], dtype=torch.bool)
+    if bool(silent.all()) or not len(tgt_words):
+        return []
+    best = weights.float().cpu().masked_fill(silent, -torch.inf).argmax(dim=1).tolist()
+    links = {(src_words[token], word) for token, word in zip(best, tgt_words, strict=True)}
+    return sorted((source, target) for source, target in links if source is not None and target is not None)
+
+
+class AttentionAligner:
+    """Aligns sentence pairs by the encoder-decoder attention of one layer, averaged over its heads.
+
+    The network reads the source and is led through the target; at each target token it is asked where in the source it
+    looks while it writes that token.
+
+    Source: Garg et al. 2019, section 4: of a Transformer trained for nothing but translation, the attention of the
+    penultimate layer, averaged over the heads, is the one that aligns.
+
+    Args:
+        network: In evaluation mode, with a method ``cross_attention`` as ``Transformer`` has it.
+        tokenizer: The tokenizer that it was trained with.
+        layer: Decoder layer, counted from 1; None for the penultimate, or the only one.
+        max_length: Longer sentences are cut to this many tokens; what is cut off stays without links.
+        max_tokens: Budget of a batch, in tokens of the longer side with padding.
+
+    Raises:
+        InputError: If the network has no ``cross_attention``, or no such layer.
+    """
+
+    def __init__(
+        self,
+        network: TranslationNetwork,
+        tokenizer: SubwordTokenizer,
+        layer: int | None = None,
+        max_length: int = 512,
+        max_tokens: int = 4096,
+    ) -> None:
+        attention: Any = getattr(network, "cross_attention", None)
+        if attention is None:
+            raise InputError(f"{type(network).__name__} has no cross_attention, so it cannot align words")
+        num_layers: Any = getattr(network, "num_decoder_layers", layer)
+        layer = layer or max((num_layers or 1) - 1, 1)
+        if not 1 <= layer <= (num_layers or layer):
+            raise InputError(f"the alignment layer must be between 1 and {num_layers}, got {layer}")
+        self.network, self.tokenizer, self.layer = network, tokenizer, layer
+        self.max_length, self.max_tokens = max_length, max_tokens
+        self._attention = attention
+
+    def __call__(self, pairs: Iterable[tuple[str, str]]) -> Iterator[list[Link]]:
+        """Yields the links of each pair of source and target, in order and in constant memory."""
+        stream = iter(pairs)
+        while window := list(islice(stream, _WINDOW)):
+            yield from self._window(window)
+
+    def _window(self, pairs: list[tuple[str, str]]) -> list[list[Link]]:
+        found: list[list[Link]] = [[] for _ in pairs]
+        filled = [place for place, (source, target) in enumerate(pairs) if source.strip() and target.strip()]
+        sources, targets = ([pairs[place][side] for place in filled] for side in (0, 1))
+        src = dict(zip(filled, map(self._cut, self.tokenizer.words_src(sources)), strict=True))
+        tgt = dict(zip(filled, map(self._cut, self.tokenizer.words_tgt(targets)), strict=True))
+        length = {place: max(len(src[place][0]), len(tgt[place][0])) for place in filled}
+        batch: list[int] = []
+        for place in [*sorted(filled, key=lambda place: -length[place]), None]:
+            if batch and (place is None or (len(batch) + 1) * length[batch[0]] > self.max_tokens):
+                weights = self._weights([src[one][0] for one in batch], [tgt[one][0] for one in batch])
+                for row, one in enumerate(batch):
+                    words = tgt[one][1][1:]  # BOS is read, never written
+                    found[one] = hard_alignment(weights[row, : len(words), : len(src[one][1])], src[one][1], words)
+                batch = []
+            if place is not None:
+                batch.append(place)
+        return found
+
+    def _cut(self, encoded: tuple[list[int], list[int | None]]) -> tuple[list[int], list[int | None]]:
+        """Ids and words without what is too long; EOS stays at the end."""
+        ids, words = encoded
+        if len(ids) <= self.max_length:
+            return encoded
+        return [*ids[: self.max_length - 1], ids[-1]], [*words[: self.max_length - 1], None]
+
+    @torch.inference_mode()
+    def _weights(self, src: list[list[int]], tgt: list[list[int]]) -> Tensor:
+        """Attention ``(B, T, S)`` at the steps that write ``tgt`` after its BOS."""
+        device = next(self.network.parameters()).device
+        tensors = [_padded(src).to(device), _padded([row[:-1] for row in tgt]).to(device)]
+        return self._attention(*tensors, layer=self.layer - 1).float().mean(dim=1).cpu()  # type: ignore[no-any-return]
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    """Rows of ids as one tensor, padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
