@@ -54,7 +54,8 @@ def positive(text: str) -> int:
     return value
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN, from the command line."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
@@ -82,7 +83,7 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--length_penalty",
-        type=_finite,
+        type=finite,
         default=0.6,
         help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
@@ -123,7 +124,7 @@ def translate(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         precision=options.precision,
         num_workers=options.num_workers,
-    ).to(_device(options.device))
+    ).to(usable_device(options.device))
     with ExitStack() as stack:
         given = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
         lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
@@ -169,7 +170,12 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
     return "\t".join([*fields, translation.text]) + "\n"
 
 
-def _device(name: str | None) -> str:
+def usable_device(name: str | None) -> str:
+    """The device of that name, or the best one.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
     import torch
 
     if name is None:
