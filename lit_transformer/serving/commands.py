@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_transformer.commands import (
@@ -156,7 +157,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     about = ServedModel.load(replace(settings, device="cpu"), limits).describe()  # a bad checkpoint is told here
     limits = replace(limits, max_length=about.pop("max_length"))
     info: dict[str, Any] = {
-        "model": {"name": os.path.basename(os.path.abspath(options.checkpoint)), **about},
+        "model": {"name": _model_name(Path(options.checkpoint).absolute()), **about},
         "src_lang": options.src_lang,
         "tgt_lang": options.tgt_lang,
         "version": __version__,
@@ -164,6 +165,13 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     workers = [ProcessWorker(settings, limits) for _ in range(options.num_workers)]
     batcher = Batcher(workers, options.max_batch_size, options.batch_timeout, options.max_queue, options.timeout)
     return ServingApp(batcher, limits, info, _names(options.host))
+
+
+def _model_name(path: Path) -> str:
+    """What people call the model: its folder, or its run and step; never where on this machine it is."""
+    if path.is_file() and path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}, {path.stem}"
+    return path.name
 
 
 def _names(host: str) -> frozenset[str] | None:

@@ -105,7 +105,7 @@ def test_a_signal_ends_it_after_the_requests_under_way(tiny_model: Path, number:
         assert server.stderr == ""
         assert server.process.stdout is not None
         assert server.process.stdout.read() == "stopped\n"
-        assert not [pid for pid in workers if is_running(pid)]
+        assert not left_over(workers)
 
 
 @pytest.mark.slow
@@ -114,10 +114,15 @@ def test_a_server_that_is_killed_leaves_nobody_behind(tiny_model: Path) -> None:
         workers = children(server.process.pid)
         server.process.kill()
         server.process.wait()
-        end = time.monotonic() + 10
-        while [pid for pid in workers if is_running(pid)] and time.monotonic() < end:
-            time.sleep(0.1)
-        assert not [pid for pid in workers if is_running(pid)]
+        assert not left_over(workers)
+
+
+def left_over(pids: list[int]) -> list[int]:
+    """The processes that have not ended after ten seconds."""
+    end = time.monotonic() + 10
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
 
 
 def is_running(pid: int) -> bool:
