@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, NoReturn
@@ -94,7 +93,17 @@ def translation_job(body: bytes, limits: Limits) -> Job:
     Raises:
         RequestError: If the body is no JSON (400), or asks for something that there is not (422).
     """
-    fields = _object(body)
+    return job_of(_content(body), limits)
+
+
+def job_of(fields: Any, limits: Limits) -> Job:
+    """The job that the content of a body describes.
+
+    Raises:
+        RequestError: If it asks for something that there is not (422).
+    """
+    if not isinstance(fields, dict):
+        _refuse(f'the body should be an object such as {{"text": "I love cats"}}, got {_kind(fields)}')
     allowed = ("text", "texts", "n_best", "src_tag", "attention")
     _refuse_unknown(list(fields), allowed)
     if ("text" in fields) == ("texts" in fields):
@@ -139,10 +148,10 @@ def attention_job(query: bytes, limits: Limits) -> Job:
     return Job((fields["text"],), n_best, fields.get("src_tag"), as_page=True, target=fields.get("target") or None)
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object."""
+def _content(body: bytes) -> Any:
+    """What the JSON of a body holds."""
     try:
-        content = json.loads(body.decode("utf-8"), parse_constant=_not_a_number)
+        return json.loads(body.decode("utf-8"), parse_constant=_not_a_number)
     except UnicodeDecodeError:
         raise RequestError(HTTPStatus.BAD_REQUEST, "the body is not valid UTF-8; send JSON in UTF-8") from None
     except json.JSONDecodeError as error:
@@ -153,9 +162,6 @@ def _object(body: bytes) -> dict[str, Any]:
         raise RequestError(HTTPStatus.BAD_REQUEST, "the body holds a number that is out of range") from None
     except RecursionError:
         raise RequestError(HTTPStatus.BAD_REQUEST, "the body is nested too deeply") from None
-    if not isinstance(content, dict):
-        _refuse(f'the body should be an object such as {{"text": "I love cats"}}, got {_kind(content)}')
-    return content
 
 
 def _not_a_number(name: str) -> NoReturn:
@@ -194,6 +200,3 @@ def _kind(value: Any) -> str:
 
 def _refuse(sentence: str) -> NoReturn:
     raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
-
-
-Parse = Callable[[bytes, Limits], Job]
