@@ -122,13 +122,13 @@ class ServedModel:
         """Replies for jobs with one ``n_best``; if their batch fails, each is tried alone."""
         self._set_n_best(jobs[0].n_best)
         try:
-            found = iter(list(self.translator.translate([source for job in jobs for source in _sources(job)])))
+            found = self.translator.translate([source for job in jobs for source in _sources(job)])
+            return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
         except Exception:  # whatever it is, the other clients of the batch should not suffer from it
             if len(jobs) > 1:
                 return [reply for job in jobs for reply in self._translate([job])]
             logger.exception("a request failed")
             return [error_reply(_FAILED)]
-        return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
 
     def _look(self, job: Job) -> Reply:
         """The attention of one text, as JSON or as a page."""
