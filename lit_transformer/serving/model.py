@@ -57,7 +57,7 @@ class ServedModel:
 
     @classmethod
     def load(cls, settings: ModelSettings, limits: Limits) -> ServedModel:
-        """Loads the model. Another engine is chosen here.
+        """Loads the model. Another engine is to be chosen here.
 
         Raises:
             CheckpointError: If there is nothing there to translate with.
@@ -74,11 +74,10 @@ class ServedModel:
 
     def describe(self) -> dict[str, Any]:
         """What clients may know about the model."""
-        network = self.translator.network
+        network = getattr(self.translator, "network", None)  # other engines keep their weights to themselves
         return {
-            "network": type(network).__name__,
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "vocab_size": network.vocab_size,
+            "network": type(network or self.translator).__name__,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()) if network else None,
             "precision": self.translator.precision,
             "src_tags": list(self.translator.tokenizer.tags),
             "max_length": self.translator.max_length,
@@ -176,7 +175,8 @@ def _guarded(look: Callable[[Job], Reply], job: Job) -> Reply:
     try:
         return look(job)
     except InputError as error:
-        return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
+        logger.info("no attention was shown: %s", error)  # names files of this machine
+        return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this model cannot show its attention"))
     except Exception:  # the reason is for the log, not for the client
         logger.exception("a request failed")
         return error_reply(_FAILED)

@@ -121,6 +121,8 @@ def job_of(fields: Any, limits: Limits) -> Job:
         _refuse(f'"attention" should be true or false, got {_kind(attention)}')
     if attention and len(texts) != 1:
         _refuse(f"attention is given for one text at a time, got {len(texts)}; ask for them one by one")
+    if attention and not texts[0].strip():
+        _refuse("the text is empty; give a sentence to look at")
     if src_tag is not None:
         _check_text('"src_tag"', src_tag, limits)
     return Job(tuple(texts), n_best, src_tag, attention)
