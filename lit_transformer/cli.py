@@ -25,6 +25,7 @@ COMMANDS = {
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "export": ("exchange.commands", "write a model for use elsewhere: safetensors, transformers or CTranslate2"),
     "import": ("exchange.commands", "read a Hugging Face folder (Marian or Pegasus)"),
+    "serve": ("serving.commands", "translate over HTTP: a web page and a JSON API"),
     "average": ("commands", "average several checkpoints into one"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
@@ -68,7 +69,7 @@ def fail(message: str) -> int:
     return 1
 
 
-def _speak() -> None:
+def speak() -> None:
     """Lets the package's own messages appear on standard error, as plain sentences."""
     package = logging.getLogger("lit_transformer")
     package.setLevel(logging.INFO)
@@ -154,7 +155,7 @@ def _run(arguments: list[str]) -> int:
     """Runs a command; turns a mistake of the user into one sentence and an exit status."""
     from lit_transformer.interfaces import InputError
 
-    _speak()
+    speak()
     keep_freed_memory()
     if os.getcwd() not in sys.path:  # so that a class_path may name what is in the folder one works in
         sys.path.append(os.getcwd())

@@ -55,7 +55,8 @@ def positive(text: str) -> int:
     return value
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN, from the command line."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
@@ -85,7 +86,7 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--length_penalty",
-        type=_finite,
+        type=finite,
         default=0.6,
         help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
     )
@@ -141,7 +142,7 @@ def translate(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         precision=options.precision,
         num_workers=options.num_workers,
-    ).to(_device(options.device))
+    ).to(usable_device(options.device))
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     if options.alignment == options.output:
@@ -216,7 +217,12 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
     return "\t".join([*fields, translation.text]) + "\n"
 
 
-def _device(name: str | None) -> str:
+def usable_device(name: str | None) -> str:
+    """The device of that name, or the best one.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
     import torch
 
     if name is None:

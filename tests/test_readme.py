@@ -34,6 +34,7 @@ from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
 from lit_transformer.exchange import commands as exchange_commands
 from lit_transformer.exchange import export_huggingface
+from lit_transformer.serving import commands as serving_commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -89,6 +90,7 @@ OTHER_PARSERS = {
     "compare": compare.compare_parser,
     "export": exchange_commands.export_parser,
     "import": exchange_commands.import_parser,
+    "serve": serving_commands.serve_parser,
 }
 
 

@@ -1,0 +1,211 @@
+"""The command ``serve``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import ipaddress
+import os
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_transformer.commands import (
+    CHECKPOINT_HELP,
+    CommandParser,
+    command_parser,
+    finite,
+    logger,
+    positive,
+    usable_device,
+)
+from lit_transformer.interfaces import InputError
+
+if TYPE_CHECKING:
+    from lit_transformer.serving.app import ServingApp
+
+
+def serve_parser() -> CommandParser:
+    """The options of ``serve``."""
+    parser = command_parser(
+        "serve",
+        "Serves a trained model: a web page to translate in, and a JSON API.",
+        "The page is at http://HOST:PORT/. For programs (scores are log probabilities over the length penalty):\n\n"
+        '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention\n'
+        "  GET  /attention   ?text=...&target=...: what every head looks at, as a page\n"
+        "  GET  /health      200 once the model can translate\n"
+        "  GET  /info        model, languages and limits\n\n"
+        "Requests that wait together are translated together. What is refused is told in one sentence, as\n"
+        '{"error": ...}: 4xx if the request is at fault, 429 if the queue is full, 503 if there was no time; the last\n'
+        "two with Retry-After. Ctrl-C or SIGTERM ends the server once the requests under way are answered.\n\n"
+        "examples:\n  lit-transformer serve runs/quickstart\n"
+        "  lit-transformer serve runs/quickstart --port 8080 --src_lang en --tgt_lang ko --num_workers 2\n"
+        "  curl -H 'Content-Type: application/json' -d '{\"text\": \"I love cats\"}' http://127.0.0.1:8000/translate",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    parser.add_argument(
+        "--port", type=_port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
+    )
+    parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
+    parser.add_argument(
+        "--length_penalty",
+        type=finite,
+        default=0.6,
+        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
+    )
+    parser.add_argument("--max_length", type=positive, default=512, help="longest text in tokens (default: 512)")
+    parser.add_argument("--max_texts", type=positive, default=64, help="texts in one request (default: 64)")
+    parser.add_argument("--max_batch_size", type=positive, default=32, help="texts translated together (default: 32)")
+    parser.add_argument(
+        "--batch_timeout", type=_seconds, default=0.005, help="seconds to wait for a batch to fill (default: 0.005)"
+    )
+    parser.add_argument("--max_queue", type=positive, default=256, help="texts that may wait (default: 256)")
+    parser.add_argument("--timeout", type=_some_seconds, default=30.0, help="seconds for one request (default: 30)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "int8"),
+        default="float32",
+        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+    )
+    parser.add_argument(
+        "--num_workers", type=positive, default=1, help="processes that translate, each with the model (default: 1)"
+    )
+    parser.add_argument("--src_lang", metavar="CODE", type=_lang, help="source language for the page, such as en")
+    parser.add_argument("--tgt_lang", metavar="CODE", type=_lang, help="target language for the page, such as ko")
+    return parser
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = finite(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected seconds, 0 or more, got {text}")
+    return value
+
+
+def _some_seconds(text: str) -> float:
+    value = finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
+    return value
+
+
+def _lang(text: str) -> str:
+    if not text.replace("-", "").isalnum() or not text.isascii() or len(text) > 35:
+        raise argparse.ArgumentTypeError(f"expected a language code such as en or pt-BR, got {text}")
+    return text
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serves until Ctrl-C or SIGTERM."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise InputError('serve needs a package: pip install "lit-transformer[serve]"')
+    from lit_transformer.serving.connection import QuietServer
+
+    with _listening(options.host, options.port) as listener:
+        host, port = listener.getsockname()[:2]
+        app = build_app(options)
+        shown = f"[{host}]" if ":" in host else host
+
+        def announce() -> None:
+            sys.stdout.write(f"serving {options.checkpoint} at http://{shown}:{port}/ (stop with Ctrl-C)\n")
+            sys.stdout.flush()
+
+        if not _is_loopback(host):
+            message = "everybody who reaches %s can use this server: there is no password and no encryption"
+            logger.warning(message, shown)
+        server = QuietServer(app, announce)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise InputError("the server could not be started; the lines above say why")
+    sys.stdout.write("stopped\n")
+
+
+def build_app(options: argparse.Namespace) -> ServingApp:
+    """The application that the options of ``serve`` describe.
+
+    Raises:
+        CheckpointError: If there is nothing to translate with.
+    """
+    from lit_transformer import __version__
+    from lit_transformer.serving.app import ServingApp
+    from lit_transformer.serving.batcher import Batcher
+    from lit_transformer.serving.model import ModelSettings, ServedModel
+    from lit_transformer.serving.requests import Limits
+    from lit_transformer.serving.workers import ProcessWorker
+
+    settings = ModelSettings(
+        checkpoint=options.checkpoint,
+        beam_size=options.beam_size,
+        length_penalty=options.length_penalty,
+        max_length=options.max_length,
+        precision=options.precision,
+        device=usable_device(options.device),
+        num_threads=max(1, (os.cpu_count() or 1) // options.num_workers),
+    )
+    limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
+    about = ServedModel.load(replace(settings, device="cpu"), limits).describe()  # a bad checkpoint is told here
+    limits = replace(limits, max_length=about.pop("max_length"))
+    info: dict[str, Any] = {
+        "model": {"name": _model_name(Path(options.checkpoint).absolute()), **about},
+        "src_lang": options.src_lang,
+        "tgt_lang": options.tgt_lang,
+        "version": __version__,
+    }
+    workers = [ProcessWorker(settings, limits) for _ in range(options.num_workers)]
+    batcher = Batcher(workers, options.max_batch_size, options.batch_timeout, options.max_queue, options.timeout)
+    return ServingApp(batcher, limits, info, _names(options.host))
+
+
+def _model_name(path: Path) -> str:
+    """What people call the model: its folder, or its run and step; never where on this machine it is."""
+    if path.is_file() and path.parent.name == "checkpoints":
+        return f"{path.parent.parent.name}, {path.stem}"
+    return path.name
+
+
+def _names(host: str) -> frozenset[str] | None:
+    """What a server on loopback may be called; None, for anything, elsewhere."""
+    return frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()}) if _is_loopback(host) else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: If it cannot, because the port is taken or the address is not of this machine.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise InputError(f"--host {host} is no address of this machine: {error.strerror}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"{host}:{port} cannot be listened on: {error.strerror}; try another --port") from None
+    return listener
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command that ``arguments`` begins with."""
+    serve(serve_parser().parse_args(arguments[1:]))

@@ -1,0 +1,94 @@
+"""The same JSON API under LitServe, for whoever runs LitServe servers already."""
+
+import importlib
+from typing import Any
+
+import torch
+
+from lit_transformer.interfaces import InputError
+from lit_transformer.serving.model import ModelSettings, ServedModel
+from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, job_of
+
+# Annotations are not put off in this file: LitServe reads those of decode_request and encode_response as they are.
+LitAPI: Any = object
+Request: Any = Any
+Response: Any = Any
+try:
+    LitAPI = importlib.import_module("litserve").LitAPI
+    Request, Response = (getattr(importlib.import_module("fastapi"), name) for name in ("Request", "Response"))
+except ModuleNotFoundError:  # told when somebody wants a TranslationAPI
+    pass
+
+
+class TranslationAPI(LitAPI):
+    """Translates under LitServe, with the bodies and answers of ``POST /translate``.
+
+    LitServe spreads requests over devices and batches them. Its own server does not bound queue, body or the time of
+    a translation, and goes on alone when its main process gets SIGTERM (0.2.19); put a proxy with bounds before it, or
+    use ``lit-transformer serve``, which has them. One wrong request does not fail its batch here.
+
+    Args:
+        checkpoint: A ``.ckpt`` file, the folder of a run, or an exported folder.
+        beam_size: Hypotheses kept, and the most that a client may ask for.
+        length_penalty: The exponent alpha of the length penalty.
+        limits: What a request may ask for; its ``max_n_best`` is the beam size.
+        max_batch_size: Requests that are translated together.
+        batch_timeout: Seconds to wait for a batch to fill.
+        api_path: The address.
+
+    Raises:
+        InputError: If LitServe is not installed.
+
+    Example:
+        >>> import litserve  # doctest: +SKIP
+        >>> api = TranslationAPI("runs/quickstart", max_batch_size=16)  # doctest: +SKIP
+        >>> litserve.LitServer(api, accelerator="cpu").run(host="127.0.0.1")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        beam_size: int = 4,
+        length_penalty: float = 0.6,
+        limits: Limits | None = None,
+        max_batch_size: int = 16,
+        batch_timeout: float = 0.005,
+        api_path: str = "/translate",
+    ) -> None:
+        if LitAPI is object:
+            raise InputError('TranslationAPI needs a package: pip install "lit-transformer[litserve]"')
+        super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path=api_path)
+        chosen = limits or Limits()
+        self.limits = Limits(**{**vars(chosen), "max_n_best": beam_size})
+        self.settings = ModelSettings(str(checkpoint), beam_size, length_penalty, chosen.max_length)
+
+    def setup(self, device: str) -> None:
+        """Loads the model, in each of LitServe's workers."""
+        self.model = ServedModel.load(ModelSettings(**{**vars(self.settings), "device": device}), self.limits)
+        torch.set_num_threads(self.settings.num_threads)
+
+    def decode_request(self, request: Request) -> Job | RequestError:
+        """The job of a body, or why there is none."""
+        try:
+            return job_of(request, self.limits)
+        except RequestError as error:  # raised, it would fail the whole batch
+            return error
+
+    def batch(self, inputs: list[Job | RequestError]) -> list[Job | RequestError]:
+        """The jobs as they are."""
+        return inputs
+
+    def predict(self, jobs: Any) -> Any:
+        """The replies to a batch, or to the one job where LitServe does not batch."""
+        given = jobs if isinstance(jobs, list) else [jobs]
+        answered = iter(self.model.answer([job for job in given if isinstance(job, Job)]))
+        replies = [next(answered) if isinstance(job, Job) else error_reply(job) for job in given]
+        return replies if isinstance(jobs, list) else replies[0]
+
+    def unbatch(self, output: list[Reply]) -> list[Reply]:
+        """The replies as they are."""
+        return output
+
+    def encode_response(self, output: Reply) -> Response:
+        """The reply with its status."""
+        return Response(output.body, output.status, media_type=output.content_type)

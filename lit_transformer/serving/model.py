@@ -1,0 +1,182 @@
+"""Answers jobs with a trained model; runs in the worker processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from lit_transformer.attention_page import attention_grids, attention_page
+from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import InputError
+from lit_transformer.nn.products import Precision
+from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
+from lit_transformer.translator import AttentionView, Translation, Translator
+
+logger = logging.getLogger(__name__)
+_FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a worker process needs to know to load the model.
+
+    Args:
+        checkpoint: Path of a checkpoint, run folder or exported folder.
+        beam_size: Hypotheses kept.
+        length_penalty: The exponent alpha of the length penalty.
+        max_length: Longest text in tokens.
+        precision: Of weights and arithmetic.
+        device: Where to translate.
+        num_threads: Threads of one worker on the CPU.
+    """
+
+    checkpoint: str
+    beam_size: int = 4
+    length_penalty: float = 0.6
+    max_length: int = 512
+    precision: Precision = "float32"
+    device: str = "cpu"
+    num_threads: int = 1
+
+
+class ServedModel:
+    """A translator behind the server: turns jobs into replies, each on its own even where they share a batch.
+
+    Args:
+        translator: The trained model; another engine serves as well if it has ``translate``, ``attention``,
+            ``search``, ``max_length`` and a ``tokenizer`` with ``encode_src`` and ``tags``.
+        limits: What a job may ask for.
+    """
+
+    def __init__(self, translator: Translator, limits: Limits) -> None:
+        self.translator = translator
+        self.limits = limits
+
+    @classmethod
+    def load(cls, settings: ModelSettings, limits: Limits) -> ServedModel:
+        """Loads the model. Another engine is to be chosen here.
+
+        Raises:
+            CheckpointError: If there is nothing there to translate with.
+        """
+        search = BeamSearch(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
+        translator = Translator.from_pretrained(
+            settings.checkpoint,
+            search=search,
+            max_length=settings.max_length,
+            precision=settings.precision,
+            num_workers=1,
+        )
+        return cls(translator.to(settings.device), limits)
+
+    def describe(self) -> dict[str, Any]:
+        """What clients may know about the model."""
+        network = getattr(self.translator, "network", None)  # other engines keep their weights to themselves
+        return {
+            "network": type(network or self.translator).__name__,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()) if network else None,
+            "precision": self.translator.precision,
+            "src_tags": list(self.translator.tokenizer.tags),
+            "max_length": self.translator.max_length,
+        }
+
+    def answer(self, jobs: Sequence[Job]) -> list[Reply]:
+        """A reply for each job; those that ask for equally many translations are searched for together."""
+        replies: dict[int, Reply] = {}
+        for n_best in sorted({job.n_best for job in jobs}):
+            places = [place for place, job in enumerate(jobs) if job.n_best == n_best and not _looks_inside(job)]
+            places = [place for place in places if self._accepts(place, jobs[place], replies)]
+            if places:
+                replies.update(zip(places, self._translate([jobs[place] for place in places]), strict=True))
+        for place, job in enumerate(jobs):
+            if _looks_inside(job) and self._accepts(place, job, replies):
+                replies[place] = _guarded(self._look, job)
+        return [replies[place] for place in range(len(jobs))]
+
+    def _accepts(self, place: int, job: Job, replies: dict[int, Reply]) -> bool:
+        """Whether a job fits the model; if not, its reply says why."""
+        try:
+            self._check(job)
+        except RequestError as refusal:
+            replies[place] = error_reply(refusal)
+        return place not in replies
+
+    def _check(self, job: Job) -> None:
+        tags = self.translator.tokenizer.tags
+        if job.src_tag is not None and job.src_tag not in tags:
+            known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
+        longest = self.translator.max_length
+        longest = min(longest, self.limits.max_attention) if _looks_inside(job) else longest
+        for number, ids in enumerate(self.translator.tokenizer.encode_src(list(_sources(job))), 1):
+            if len(ids) > longest:
+                what = " to show its attention" if _looks_inside(job) else ""
+                sentence = f"text {number} has {len(ids)} tokens; at most {longest} are taken{what}, so cut it"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
+
+    def _translate(self, jobs: Sequence[Job]) -> list[Reply]:
+        """Replies for jobs with one ``n_best``; if their batch fails, each is tried alone."""
+        self._set_n_best(jobs[0].n_best)
+        try:
+            found = self.translator.translate([source for job in jobs for source in _sources(job)])
+            return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
+        except Exception:  # whatever it is, the other clients of the batch should not suffer from it
+            if len(jobs) > 1:
+                return [reply for job in jobs for reply in self._translate([job])]
+            logger.exception("a request failed")
+            return [error_reply(_FAILED)]
+
+    def _look(self, job: Job) -> Reply:
+        """The attention of one text, as JSON or as a page."""
+        self._set_n_best(job.n_best)
+        view = self.translator.attention(_sources(job)[0], job.target)
+        if not job.as_page:
+            result = _result(job.texts[0], view.beams)
+            return json_reply({"results": [{**result, "attention": _attention(view)}]})
+        title, beams = f"{job.texts[0]} → {view.target}", [(beam.text, beam.score) for beam in view.beams]
+        page = attention_page(view.maps, view.src_tokens, view.tgt_tokens, title=title, beams=beams)
+        return Reply(200, "text/html; charset=utf-8", page.encode())
+
+    def _set_n_best(self, n_best: int) -> None:
+        search = self.translator.search
+        if isinstance(search, BeamSearch):
+            search.n_best = n_best
+
+
+def _looks_inside(job: Job) -> bool:
+    return job.attention or job.as_page
+
+
+def _sources(job: Job) -> tuple[str, ...]:
+    """The texts as the model reads them."""
+    if job.src_tag is None:
+        return job.texts
+    return tuple(f"{job.src_tag} {text}" if text.strip() else text for text in job.texts)
+
+
+def _result(text: str, found: list[Translation]) -> dict[str, Any]:
+    return {"source": text, "translations": [{"text": one.text, "score": round(one.score, 4)} for one in found]}
+
+
+def _attention(view: AttentionView) -> dict[str, Any]:
+    """Weights ``[layer][head][query][key]`` of the three attentions, with the tokens they belong to."""
+    grids = attention_grids(view.maps, view.src_tokens, view.tgt_tokens)
+    weights = {
+        kind: [[[[round(x, 4) for x in row] for row in head] for head in layer.tolist()] for layer in grid.layers]
+        for kind, grid in grids.items()
+    }
+    return {"src_tokens": view.src_tokens, "tgt_tokens": view.tgt_tokens, **weights}
+
+
+def _guarded(look: Callable[[Job], Reply], job: Job) -> Reply:
+    try:
+        return look(job)
+    except InputError as error:
+        logger.info("no attention was shown: %s", error)  # names files of this machine
+        return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this model cannot show its attention"))
+    except Exception:  # the reason is for the log, not for the client
+        logger.exception("a request failed")
+        return error_reply(_FAILED)

@@ -1,0 +1,204 @@
+"""What a client may ask for, checked field by field before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, NamedTuple, NoReturn
+from urllib.parse import parse_qsl
+
+from lit_transformer.cli import did_you_mean
+
+_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+_CHARACTERS_PER_TOKEN = 16  # more than any subword tokenizer makes of a sentence; bounds what is tokenised at all
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for.
+
+    Args:
+        max_length: Longest text, in source tokens, EOS included.
+        max_texts: Texts in one request.
+        max_n_best: Translations of each text.
+        max_body: Bytes of a request's body.
+        max_attention: Longest text whose attention is shown, in source tokens: its size grows with the square.
+    """
+
+    max_length: int = 512
+    max_texts: int = 64
+    max_n_best: int = 4
+    max_body: int = 1 << 20
+    max_attention: int = 100
+
+    @property
+    def max_characters(self) -> int:
+        """Longest text in characters, far above ``max_length`` tokens of any language."""
+        return _CHARACTERS_PER_TOKEN * self.max_length
+
+
+class RequestError(Exception):
+    """A request that is not answered, with the HTTP status and one sentence that says why and what to do.
+
+    Args:
+        status: The HTTP status, 400 or above.
+        sentence: For the client.
+        headers: Further HTTP headers, such as ``Retry-After``.
+    """
+
+    def __init__(self, status: HTTPStatus, sentence: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, headers or {}
+
+
+class Job(NamedTuple):
+    """A request that has passed its checks.
+
+    ``as_page`` asks for the attention page of ``texts[0]`` and of ``target``, or of the model's own translation if that
+    is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set.
+    """
+
+    texts: tuple[str, ...]
+    n_best: int = 1
+    src_tag: str | None = None
+    attention: bool = False
+    as_page: bool = False
+    target: str | None = None
+
+
+class Reply(NamedTuple):
+    """An answer, ready to be sent."""
+
+    status: int
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def json_reply(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Reply:
+    """An answer in JSON."""
+    body = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return Reply(status, "application/json; charset=utf-8", body, tuple((headers or {}).items()))
+
+
+def error_reply(refusal: RequestError) -> Reply:
+    """The answer that tells a client why there is none."""
+    return json_reply({"error": refusal.sentence}, refusal.status, refusal.headers)
+
+
+def translation_job(body: bytes, limits: Limits) -> Job:
+    """The job in the body of ``POST /translate``.
+
+    Raises:
+        RequestError: If the body is no JSON (400), or asks for something that there is not (422).
+    """
+    return job_of(_content(body), limits)
+
+
+def job_of(fields: Any, limits: Limits) -> Job:
+    """The job that the content of a body describes.
+
+    Raises:
+        RequestError: If it asks for something that there is not (422).
+    """
+    if not isinstance(fields, dict):
+        _refuse(f'the body should be an object such as {{"text": "I love cats"}}, got {_kind(fields)}')
+    allowed = ("text", "texts", "n_best", "src_tag", "attention")
+    _refuse_unknown(list(fields), allowed)
+    if ("text" in fields) == ("texts" in fields):
+        _refuse('give either "text", one string, or "texts", a list of strings')
+    texts = fields["texts"] if "texts" in fields else [fields["text"]]
+    if not isinstance(texts, list):
+        _refuse(f'"texts" should be a list of strings, got {_kind(texts)}')
+    if not 1 <= len(texts) <= limits.max_texts:
+        _refuse(f'"texts" should hold 1 to {limits.max_texts} texts, got {len(texts)}')
+    for number, text in enumerate(texts, 1):
+        _check_text(f'text {number} of "texts"' if "texts" in fields else '"text"', text, limits)
+    n_best = _number(fields.get("n_best", 1), limits)
+    attention, src_tag = fields.get("attention", False), fields.get("src_tag")
+    if not isinstance(attention, bool):
+        _refuse(f'"attention" should be true or false, got {_kind(attention)}')
+    if attention and len(texts) != 1:
+        _refuse(f"attention is given for one text at a time, got {len(texts)}; ask for them one by one")
+    if attention and not texts[0].strip():
+        _refuse("the text is empty; give a sentence to look at")
+    if src_tag is not None:
+        _check_text('"src_tag"', src_tag, limits)
+    return Job(tuple(texts), n_best, src_tag, attention)
+
+
+def attention_job(query: bytes, limits: Limits) -> Job:
+    """The job in the query of ``GET /attention?text=...``, with ``target`` and ``src_tag`` if one likes.
+
+    Raises:
+        RequestError: If the query is no UTF-8 text (400), or asks for something that there is not (422).
+    """
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=8)
+    except ValueError:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "the query is not UTF-8 text in percent encoding") from None
+    fields = dict(pairs)
+    _refuse_unknown(list(fields), ("text", "target", "src_tag"))
+    if "text" not in fields:
+        _refuse("the query has no text; ask for /attention?text=...")
+    for name, value in fields.items():
+        _check_text(f'"{name}"', value, limits)
+    if not fields["text"].strip():
+        _refuse("the text is empty; give a sentence to look at")
+    n_best = limits.max_n_best
+    return Job((fields["text"],), n_best, fields.get("src_tag"), as_page=True, target=fields.get("target") or None)
+
+
+def _content(body: bytes) -> Any:
+    """What the JSON of a body holds."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_not_a_number)
+    except UnicodeDecodeError:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "the body is not valid UTF-8; send JSON in UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error.msg} at character {error.pos}"
+        ) from None
+    except ValueError:  # whole numbers of thousands of digits, and NaN
+        raise RequestError(HTTPStatus.BAD_REQUEST, "the body holds a number that is out of range") from None
+    except RecursionError:
+        raise RequestError(HTTPStatus.BAD_REQUEST, "the body is nested too deeply") from None
+
+
+def _not_a_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _refuse_unknown(names: list[str], allowed: tuple[str, ...]) -> None:
+    unknown = next((name for name in names if name not in allowed), None)
+    if unknown is not None:
+        shown = json.dumps(unknown[:40])
+        hint = did_you_mean(f"Option '{unknown[:40]}' is not accepted", allowed)
+        _refuse(f"there is no field {shown}; the fields are {', '.join(allowed)}.{hint}".removesuffix("."))
+
+
+def _number(value: Any, limits: Limits) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        _refuse(f'"n_best" should be a whole number, got {_kind(value)}')
+    if not 1 <= value <= limits.max_n_best:
+        shown = str(value) if abs(value) < 10**9 else "another number"
+        _refuse(f'"n_best" should lie between 1 and {limits.max_n_best}, the beam size of this server, got {shown}')
+    return int(value)
+
+
+def _check_text(name: str, text: Any, limits: Limits) -> None:
+    if not isinstance(text, str):
+        _refuse(f"{name} should be a string, got {_kind(text)}")
+    if len(text) > limits.max_characters:
+        _refuse(f"{name} has {len(text)} characters; at most {limits.max_characters} are taken, so cut it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        _refuse(f"{name} holds half of a character (a lone surrogate), which is no text")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _KINDS.get(type(value), "something else")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)

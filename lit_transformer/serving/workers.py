@@ -1,0 +1,96 @@
+"""Processes that translate: one model each, replaced when they die or take too long."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from lit_transformer.cli import speak
+from lit_transformer.serving.model import ModelSettings, ServedModel
+from lit_transformer.serving.requests import Job, Limits, Reply
+
+_served: ServedModel  # of a worker process
+
+
+class Worker(Protocol):
+    """What the batcher hands batches to, one at a time."""
+
+    async def start(self) -> None:
+        """Comes back when the worker can answer."""
+
+    async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
+        """A reply for each job; raises ``BrokenExecutor`` if the worker died over them."""
+
+    def stop(self) -> None:
+        """Ends the worker, whatever it is doing; it may be started again."""
+
+
+class ProcessWorker:
+    """A process of its own that has loaded the model: what happens to it does not happen to the server.
+
+    Args:
+        settings: The model to load.
+        limits: What a job may ask for.
+    """
+
+    def __init__(self, settings: ModelSettings, limits: Limits) -> None:
+        self._arguments = (settings, limits, os.getpid())
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def start(self) -> None:
+        """Starts the process and waits until it has loaded the model."""
+        context = multiprocessing.get_context("spawn")  # a fork would inherit threads, sockets and CUDA
+        self._pool = ProcessPoolExecutor(1, context, _begin, self._arguments)
+        with _deaf_children():
+            ready = self._pool.submit(os.getpid)
+        await asyncio.wrap_future(ready)
+
+    async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
+        """The replies of the process."""
+        assert self._pool is not None, "answer() comes after start()"
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _answer, list(jobs))
+
+    def stop(self) -> None:
+        """Ends the process, also in the middle of a batch."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            processes = list((getattr(pool, "_processes", None) or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes begun here ignore Ctrl-C from their first moment on: it is the server that ends them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _begin(settings: ModelSettings, limits: Limits, parent: int) -> None:
+    """Makes a new process a worker, which ends with the server, however that ends."""
+    global _served
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)
+    speak()
+    torch.set_num_threads(settings.num_threads)
+    _served = ServedModel.load(settings, limits)
+
+
+def _answer(jobs: list[Job]) -> list[Reply]:
+    return _served.answer(jobs)

@@ -1,0 +1,234 @@
+"""The application inside the test process: what it takes, what it refuses, what every answer carries."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asgi_client import ThreadWorker, post, run
+
+from lit_transformer import BeamSearch, Translator
+from lit_transformer.serving.app import ServingApp
+from lit_transformer.serving.batcher import Batcher
+from lit_transformer.serving.model import ModelSettings, ServedModel
+from lit_transformer.serving.requests import Limits
+
+LIMITS = Limits(max_length=40, max_texts=3, max_n_best=4, max_body=2000, max_attention=26)
+SENTENCES = ["I love cats", "the dog sleeps", "", "a small house"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> ServedModel:
+    return ServedModel.load(ModelSettings(str(tiny_model), max_length=40), LIMITS)
+
+
+@pytest.fixture
+def app(model: ServedModel) -> ServingApp:
+    batcher = Batcher([ThreadWorker(model)], max_batch_size=8, batch_timeout=0.05, max_queue=100, timeout=30)
+    return ServingApp(batcher, LIMITS, {"version": "1"}, hosts={"localhost"})
+
+
+def test_it_translates_as_the_translator_does(app: ServingApp, tiny_model: Path) -> None:
+    """One by one, several at once, and several requests at once: the same texts and scores."""
+    expected = list(Translator.from_pretrained(tiny_model, search=BeamSearch(n_best=3)).translate(SENTENCES))
+    answers = run(
+        app, *(post({"text": text, "n_best": 3}) for text in SENTENCES), post({"texts": SENTENCES[:3], "n_best": 3})
+    )
+    assert [answer.status for answer in answers] == [200] * 5
+    alone = [answer.content["results"][0] for answer in answers[:4]]
+    together = answers[4].content["results"]
+    for text, found, result in zip(
+        [*SENTENCES, *SENTENCES[:3]], [*expected, *expected[:3]], [*alone, *together], strict=True
+    ):
+        assert result["source"] == text
+        assert [one["text"] for one in result["translations"]] == [one.text for one in found]
+        assert [one["score"] for one in result["translations"]] == pytest.approx([one.score for one in found], abs=1e-3)
+
+
+def test_requests_that_wait_together_share_a_batch(app: ServingApp) -> None:
+    run(app, *(post({"text": text}) for text in SENTENCES * 5))
+    worker = app.batcher.workers[0]
+    assert isinstance(worker, ThreadWorker)
+    assert sum(worker.batches) == 20
+    assert len(worker.batches) < 10
+    assert max(worker.batches) <= 8
+
+
+def test_one_text_has_its_attention(app: ServingApp, tiny_model: Path) -> None:
+    (answer,) = run(app, post({"text": "I love cats", "attention": True, "n_best": 2}))
+    (result,) = answer.content["results"]
+    view = Translator.from_pretrained(tiny_model).attention("I love cats")
+    seen = result["attention"]
+    assert (seen["src_tokens"], seen["tgt_tokens"]) == (view.src_tokens, view.tgt_tokens)
+    assert len(result["translations"]) == 2
+    assert result["translations"][0]["text"] == view.target
+    for kind in ("encoder", "decoder", "cross"):
+        for layer, expected in zip(seen[kind], getattr(view.maps, kind), strict=True):
+            assert torch.allclose(torch.tensor(layer), expected[0], atol=1e-4)
+
+
+def test_the_attention_page_shows_text_as_text(app: ServingApp) -> None:
+    nasty = "</script><u>{{data}}"
+    query = f"?text={nasty.replace(' ', '+').replace('<', '%3C')}"
+    own, other = run(app, ("GET", "/attention" + query), ("GET", "/attention?text=cats&target=<u>Katzen"))
+    for answer in (own, other):
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+        assert b"<u>" not in answer.body
+    assert b"&lt;/script&gt;&lt;u&gt;{{data}} " in own.body
+    assert own.body.count(b"</script>") == other.body.count(b"</script>")
+
+
+def test_the_page_runs_its_own_script_and_no_other(app: ServingApp) -> None:
+    page, head = run(app, ("GET", "/"), ("HEAD", "/"))
+    policy = page.headers["content-security-policy"]
+    assert page.status == head.status == 200
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    text = page.body.decode()
+    assert text.count("<script>") == text.count("<style>") == 1
+    assert not re.findall(r'(?:src|href)="(?!data:)[^"]', text), "everything is in the one file"
+    assert not re.findall(r' on\w+="| style="', text), "the policy forbids these"
+    assert len(re.findall(r"sha256-[\w+/]{43}=", policy)) == 2
+
+
+@pytest.mark.parametrize(
+    "request_", [("GET", "/"), ("GET", "/health"), ("GET", "/nothing"), post({"text": "cats"}), post({})]
+)
+def test_every_answer_carries_the_headers_of_safety(app: ServingApp, request_: tuple[Any, ...]) -> None:
+    (answer,) = run(app, request_)
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+    assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+def test_health_and_info(app: ServingApp) -> None:
+    health, info = run(app, ("GET", "/health"), ("GET", "/info"))
+    assert health.content == {"status": "ok", "workers": 1}
+    assert info.content["version"] == "1"
+    assert info.content["limits"]["max_texts"] == 3
+    assert info.content["limits"]["max_length"] == 40
+
+
+def test_health_before_there_is_a_worker(app: ServingApp) -> None:
+    app.batcher.workers.clear()
+    (answer,) = run(app, ("GET", "/health"))
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+BAD_BODIES = [
+    (b"", 400, "not JSON"),
+    (b"{", 400, "not JSON"),
+    (b"\xff\xfe", 400, "UTF-8"),
+    (b'{"text": NaN}', 400, "out of range"),
+    (b'{"text": ' + b"9" * 1990 + b"}", 422, "should be a string"),
+    (b"[" * 1990, 400, "nested too deeply"),
+    (b"null", 422, "should be an object"),
+    (b'["cats"]', 422, "got a list"),
+    (b"{}", 422, "give either"),
+    (b'{"text": "a", "texts": ["b"]}', 422, "give either"),
+    (b'{"text": 5}', 422, "got a number"),
+    (b'{"text": null}', 422, "got null"),
+    (b'{"text": ["a"]}', 422, "got a list"),
+    (b'{"texts": "a"}', 422, "should be a list"),
+    (b'{"texts": []}', 422, "1 to 3 texts"),
+    (b'{"texts": ["a", "b", "c", "d"]}', 422, "got 4"),
+    (b'{"texts": ["a", {}]}', 422, 'text 2 of "texts" should be a string, got an object'),
+    (b'{"text": "\\ud800"}', 422, "surrogate"),
+    (b'{"text": "' + b"x" * 700 + b'"}', 422, "at most 640"),
+    (b'{"text": "' + b"q z " * 100 + b'"}', 422, "at most 40 are taken"),
+    (b'{"text": "a", "n_best": 0}', 422, "between 1 and 4"),
+    (b'{"text": "a", "n_best": 5}', 422, "got 5"),
+    (b'{"text": "a", "n_best": true}', 422, "whole number"),
+    (b'{"text": "a", "n_best": 1.5}', 422, "whole number"),
+    (b'{"text": "a", "n_best": ' + b"9" * 500 + b"}", 422, "another number"),
+    (b'{"text": "a", "attention": 1}', 422, "true or false"),
+    (b'{"texts": ["a", "b"], "attention": true}', 422, "one text at a time"),
+    (b'{"text": " ", "attention": true}', 422, "empty"),
+    (b'{"text": "' + b"q z " * 9 + b'", "attention": true}', 422, "at most 26 are taken to show its attention"),
+    (b'{"text": "a", "src_tag": "<2ko>"}', 422, "trained without tags"),
+    (b'{"text": "a", "nbest": 2}', 422, "Did you mean 'n_best'?"),
+    (b'{"text": "a", "__class__": 2}', 422, "there is no field"),
+    (b'{"text": "' + b"x" * 2000 + b'"}', 413, "longer than 2,000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "words"), BAD_BODIES)
+def test_a_bad_body_is_told_in_one_sentence(app: ServingApp, body: bytes, status: int, words: str) -> None:
+    (answer,) = run(app, ("POST", "/translate", body))
+    assert answer.status == status
+    assert set(answer.content) == {"error"}
+    assert words in answer.content["error"]
+    assert "\n" not in answer.content["error"]
+    assert "Traceback" not in answer.body.decode()
+
+
+BAD_REQUESTS: list[tuple[tuple[Any, ...], dict[str, str], int, str]] = [
+    (("GET", "/nothing"), {}, 404, "there are /, /translate"),
+    (("GET", "/../../etc/passwd"), {}, 404, "no such address"),
+    (("GET", "/translate"), {}, 405, "takes POST"),
+    (("DELETE", "/"), {}, 405, "takes GET, HEAD"),
+    (("OPTIONS", "/translate"), {}, 405, "takes POST"),
+    (post({"text": "a"}), {"content_type": "text/plain"}, 415, "application/json"),
+    (post({"text": "a"}), {"content_encoding": "gzip"}, 415, "without Content-Encoding"),
+    (post({"text": "a"}), {"content_length": "9" * 30}, 413, "longer than"),
+    (post({"text": "a"}), {"host": "evil.example"}, 421, "Host header"),
+    (post({"text": "a"}), {"origin": "http://evil.example"}, 403, "other sites"),
+    (post({"text": "a"}), {"origin": "null"}, 403, "other sites"),
+    (("GET", "/attention?text=a"), {"sec_fetch_site": "cross-site", "sec_fetch_dest": "image"}, 403, "other sites"),
+    (("GET", "/attention"), {}, 422, "has no text"),
+    (("GET", "/attention?text=+"), {}, 422, "empty"),
+    (("GET", "/attention?text=%ff"), {}, 400, "not UTF-8"),
+    (("GET", "/attention?text=a&file=b"), {}, 422, "there is no field"),
+    (("GET", "/attention?" + "a=b&" * 20), {}, 400, "query"),
+    (("GET", "/attention?text=" + "q+z+" * 9), {}, 422, "at most 26"),
+]
+
+
+@pytest.mark.parametrize(("request_", "headers", "status", "words"), BAD_REQUESTS)
+def test_a_bad_request_is_told_in_one_sentence(
+    app: ServingApp, request_: tuple[Any, ...], headers: dict[str, str], status: int, words: str
+) -> None:
+    (answer,) = run(app, request_, **headers)
+    assert answer.status == status
+    assert words in answer.content["error"]
+    if status == 405:
+        assert answer.headers["allow"] in answer.content["error"]
+
+
+def test_a_page_of_ones_own_origin_may_ask(app: ServingApp) -> None:
+    (answer,) = run(
+        app, post({"text": "cats"}), host="localhost:80", origin="http://localhost:80", sec_fetch_site="same-origin"
+    )
+    assert answer.status == 200
+
+
+def test_a_job_that_the_model_fails_on_does_not_harm_its_neighbours(
+    app: ServingApp, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode = model.translator._encode
+
+    def fail_on_cats(texts: list[str], *rest: Any) -> list[list[int]]:
+        if any("cats" in text for text in texts):
+            raise RuntimeError("secret detail")
+        return encode(texts, *rest)
+
+    monkeypatch.setattr(model.translator, "_encode", fail_on_cats)
+    bad, good = run(app, post({"text": "I love cats"}), post({"text": "the dog sleeps"}))
+    assert (bad.status, good.status) == (500, 200)
+    assert "secret" not in bad.body.decode()
+    assert "secret detail" in caplog.text
+
+
+def test_the_json_is_utf8(app: ServingApp) -> None:
+    (answer,) = run(app, post({"text": "고양이"}))
+    assert answer.headers["content-type"] == "application/json; charset=utf-8"
+    assert "고양이" in answer.body.decode()
+    assert json.loads(answer.body)["results"][0]["source"] == "고양이"

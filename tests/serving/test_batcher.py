@@ -1,0 +1,170 @@
+"""Bounds of number and time, with workers that are slow, stuck or dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import BrokenExecutor
+
+import pytest
+
+from lit_transformer.serving.batcher import Batcher
+from lit_transformer.serving.requests import Job, Reply, RequestError
+
+
+class ScriptedWorker:
+    """Answers each batch with what the next function of a script does; afterwards at once."""
+
+    def __init__(self, *script: Callable[[], Awaitable[None]]) -> None:
+        self.script = list(script)
+        self.batches: list[list[str]] = []
+        self.starts = self.stops = 0
+
+    async def start(self) -> None:
+        self.starts += 1
+
+    async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
+        self.batches.append([text for job in jobs for text in job.texts])
+        if self.script:
+            await self.script.pop(0)()
+        return [Reply(200, "text/plain", " ".join(job.texts).encode()) for job in jobs]
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def die() -> None:
+    raise BrokenExecutor("gone")
+
+
+async def fail() -> None:
+    raise RuntimeError("secret detail")
+
+
+def slowly(seconds: float) -> Callable[[], Awaitable[None]]:
+    return lambda: asyncio.sleep(seconds)
+
+
+def play(batcher: Batcher, *jobs: Job) -> list[Reply | BaseException]:
+    """Submits all jobs at once, in this order; replies or refusals in the same order."""
+
+    async def everything() -> list[Reply | BaseException]:
+        await batcher.start()
+        try:
+            return await asyncio.gather(*(batcher.submit(job) for job in jobs), return_exceptions=True)
+        finally:
+            await batcher.close()
+
+    return asyncio.run(everything())
+
+
+def batcher_of(worker: ScriptedWorker, **options: float) -> Batcher:
+    chosen = {"max_batch_size": 4, "batch_timeout": 0.01, "max_queue": 8, "timeout": 5.0, **options}
+    return Batcher([worker], **chosen)  # type: ignore[arg-type]
+
+
+def statuses(replies: Sequence[Reply | BaseException]) -> list[int]:
+    return [reply.status for reply in replies if isinstance(reply, Reply | RequestError)]
+
+
+def jobs(count: int, texts: int = 1) -> list[Job]:
+    return [Job(tuple(f"{number}.{text}" for text in range(texts))) for number in range(count)]
+
+
+def test_batches_are_full_but_not_fuller_and_in_order() -> None:
+    worker = ScriptedWorker()
+    replies = play(batcher_of(worker), *jobs(7))
+    assert [reply.body.decode() for reply in replies if isinstance(reply, Reply)] == [
+        f"{number}.0" for number in range(7)
+    ]
+    assert worker.batches == [["0.0", "1.0", "2.0", "3.0"], ["4.0", "5.0", "6.0"]]
+
+
+def test_a_job_larger_than_a_batch_goes_alone() -> None:
+    worker = ScriptedWorker()
+    assert statuses(play(batcher_of(worker, max_queue=100), *jobs(2, texts=6))) == [200, 200]
+    assert [len(batch) for batch in worker.batches] == [6, 6]
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again() -> None:
+    worker = ScriptedWorker(slowly(0.1))
+    replies = play(batcher_of(worker), *jobs(11))
+    assert statuses(replies) == [200] * 8 + [429] * 3
+    for reply in replies[8:]:
+        assert isinstance(reply, RequestError)
+        assert "busy" in reply.sentence
+        assert 1 <= int(reply.headers["Retry-After"]) <= 60
+
+
+def test_a_stuck_worker_is_replaced_and_its_clients_hear_in_time(caplog: pytest.LogCaptureFixture) -> None:
+    worker = ScriptedWorker(forever)
+    batcher = batcher_of(worker, timeout=0.2, max_batch_size=1)
+
+    async def story() -> list[int]:
+        await batcher.start()
+        first = await asyncio.gather(batcher.submit(Job(("a",))), return_exceptions=True)
+        await asyncio.sleep(0.05)
+        second = await asyncio.gather(batcher.submit(Job(("b",))), return_exceptions=True)
+        await batcher.close()
+        return statuses([*first, *second])
+
+    assert asyncio.run(story()) == [503, 200]
+    assert worker.starts == 2
+    assert "given up" in caplog.text
+
+
+def test_a_job_that_has_waited_too_long_is_not_computed() -> None:
+    worker = ScriptedWorker(slowly(0.25))
+    replies = play(batcher_of(worker, timeout=0.2, max_batch_size=1, batch_timeout=0), *jobs(2))
+    assert statuses(replies) == [503, 503]
+    assert worker.batches == [["0.0"]]
+
+
+def test_a_dead_worker_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    worker = ScriptedWorker(die)
+    replies = play(batcher_of(worker), *jobs(6))
+    assert statuses(replies) == [503] * 4 + [200] * 2
+    assert (worker.starts, worker.stops) == (2, 2)
+    assert "died" in caplog.text
+
+
+def test_an_error_is_kept_from_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    (reply,) = play(batcher_of(ScriptedWorker(fail)), *jobs(1))
+    assert isinstance(reply, RequestError)
+    assert reply.status == 500
+    assert "secret" not in reply.sentence
+    assert "secret detail" in caplog.text
+
+
+def test_what_waits_when_the_server_stops_is_refused() -> None:
+    worker = ScriptedWorker(slowly(5))
+    batcher = batcher_of(worker, max_batch_size=1)
+
+    async def story() -> list[Reply | BaseException]:
+        await batcher.start()
+        waiting = [asyncio.ensure_future(batcher.submit(job)) for job in jobs(3)]
+        await asyncio.sleep(0.05)
+        await batcher.close()
+        return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert statuses(asyncio.run(story())) == [503] * 3
+
+
+def test_a_client_that_goes_takes_its_job_along() -> None:
+    worker = ScriptedWorker(slowly(0.1))
+    batcher = batcher_of(worker, max_batch_size=1, batch_timeout=0)
+
+    async def story() -> None:
+        await batcher.start()
+        first, second, third = (asyncio.ensure_future(batcher.submit(job)) for job in jobs(3))
+        await asyncio.sleep(0.05)
+        second.cancel()
+        await asyncio.gather(first, third)
+        await batcher.close()
+
+    asyncio.run(story())
+    assert worker.batches == [["0.0"], ["2.0"]]
