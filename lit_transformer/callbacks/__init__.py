@@ -7,8 +7,8 @@ from lit_transformer.callbacks.averaging import (
     write_averaged_checkpoint,
 )
 from lit_transformer.callbacks.bleu import BLEUEvaluation
-from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.callbacks.pictures import AttentionPictures
+from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
 from lit_transformer.callbacks.writer import TranslationWriter
 
