@@ -269,8 +269,8 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     Kept for the gradient are the tensors in their own precision: half the memory for the same numbers.
     """
     half, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
-    full = [tensor.to(dtype) for tensor in (query, key, value)]
-    own = {one.data_ptr(): tensor.detach() for one, tensor in zip(full, (query, key, value), strict=True)}
+    q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+    own = {q.data_ptr(): query.detach(), k.data_ptr(): key.detach(), v.data_ptr(): value.detach()}
 
     def keep(saved: Tensor) -> Tensor:
         return own.get(saved.data_ptr(), saved)
@@ -279,7 +279,7 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
         return kept.to(dtype) if kept.dtype == half else kept
 
     with torch.autocast(query.device.type, enabled=False), torch.autograd.graph.saved_tensors_hooks(keep, restore):
-        heads = F.scaled_dot_product_attention(*full, *options)
+        heads = F.scaled_dot_product_attention(q, k, v, *options)
     return heads.to(half)
 
 

@@ -6,16 +6,30 @@ Every function here names its plain reference, which it is tested against. All w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_transformer.kernels import product
 
 
-def linears(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+class Origin(NamedTuple):
+    """What rows are the layer norm of. It is kept for gradients anyway, so the rows need not be: they are made again.
+
+    Args:
+        total: The rows before the layer norm, ``(N, D)``.
+        norm: The layer norm.
+    """
+
+    total: Tensor
+    norm: nn.LayerNorm
+
+
+def linears(x: Tensor, layers: Sequence[nn.Linear], origin: Origin | None = None) -> tuple[Tensor, ...]:
     """Applies several linear layers to the same rows.
 
     The plain reference is ``[layer(x) for layer in layers]``. The weights are taken in the type of ``x``, results
@@ -24,17 +38,21 @@ def linears(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     Args:
         x: The rows, ``(N, I)``.
         layers: Layers whose inputs have ``I`` features.
+        origin: Where ``x`` comes from, to be kept instead of it.
     """
     parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias)]
-    return _Linears.apply(x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
+    with _keeping(x, origin):
+        return _Linears.apply(x, *parameters)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear) -> Tensor:
+def feed_forward(x: Tensor, inner: nn.Linear, outer: nn.Linear, origin: Origin | None = None) -> Tensor:
     """The feed-forward network ``outer(relu(inner(x)))`` of the paper, on rows ``(N, D)``.
 
-    The ReLU and its gradient are computed in place, and only its result is kept for the gradient.
+    The ReLU and its gradient are computed in place, and only its result is kept for the gradient. ``origin`` is as for
+    :func:`linears`.
     """
-    return _FeedForward.apply(x, inner.weight, inner.bias, outer.weight, outer.bias)  # type: ignore[no-any-return, no-untyped-call]
+    with _keeping(x, origin):
+        return _FeedForward.apply(x, inner.weight, inner.bias, outer.weight, outer.bias)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def add_norm(
@@ -167,6 +185,23 @@ class _Collect(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         places = gradient.new_zeros(ctx.num_places, gradient.size(1))
         return places.index_copy_(0, ctx.real, gradient), None
+
+
+def _keeping(x: Tensor, origin: Origin | None) -> AbstractContextManager[Any]:
+    """Keeps for the gradient what ``x`` comes from, where that is known, and makes ``x`` from it again."""
+    if origin is None:
+        return nullcontext()
+    place, dtype, total, norm = x.data_ptr(), x.dtype, origin.total.detach(), origin.norm
+
+    def keep(saved: Tensor) -> Tensor:
+        return total if saved.data_ptr() == place else saved
+
+    def restore(kept: Tensor) -> Tensor:
+        if kept is not total:
+            return kept
+        return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, restore)
 
 
 def _cast(parameter: Any, like: Tensor) -> Any:

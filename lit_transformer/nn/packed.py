@@ -19,7 +19,7 @@ from lit_transformer.nn.attention import MultiHeadAttention, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer
 from lit_transformer.nn.dropout import Dropout, can_draw, keep_or_drop
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
-from lit_transformer.nn.fused import add_norm, collect, feed_forward, linears, spread
+from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
 from lit_transformer.nn.layers import ACTIVATIONS, PositionwiseFeedForward, ResidualNorm
 from lit_transformer.nn.transformer import Transformer
 from lit_transformer.vocabulary import PAD_ID
@@ -72,14 +72,15 @@ def packed_features(
     encoder = _Stack(network.encoder, network.embedding_dropout(source), src_places)
     for layer in encoder_layers:
         encoder.look_at_itself(layer.self_attention, mask)
-        encoder.add(_fed_forward(encoder.read, layer.feed_forward))
+        encoder.add(_fed_forward(encoder, layer.feed_forward))
     decoder = _Stack(network.decoder, network.embedding_dropout(target), tgt_places)
     across = [layer.cross_attention for layer in decoder_layers]
-    keys_and_values = list(linears(encoder.read, [linear for one in across for linear in (one.key, one.value)][::-1]))
+    projections = [linear for one in across for linear in (one.key, one.value)]
+    keys_and_values = list(linears(encoder.read, projections[::-1], encoder.origin))  # used up from its end
     for layer in decoder_layers:
         decoder.look_at_itself(layer.self_attention, is_causal=True)
         decoder.look_at_source(layer.cross_attention, keys_and_values.pop(), keys_and_values.pop(), src_places, mask)
-        decoder.add(_fed_forward(decoder.read, layer.feed_forward))
+        decoder.add(_fed_forward(decoder, layer.feed_forward))
     return decoder.normed
 
 
@@ -108,7 +109,7 @@ class _Stack:
     """The tokens on their way through a stack of layers.
 
     ``total`` is what residual connections add to, ``read`` what the next sub-layer reads, in its precision, and
-    ``normed`` the result of the last layer norm.
+    ``normed`` the result of the last layer norm; ``origin`` says what ``read`` is made from.
     """
 
     def __init__(self, stack: Encoder | Decoder, tokens: Tensor, places: _Places) -> None:
@@ -124,12 +125,14 @@ class _Stack:
         self.total = tokens
         self.normed = next(self._norms)(tokens) if self._is_pre_norm else tokens
         self.read = self.normed.to(self._dtype)
+        self.origin: Origin | None = None
 
     def add(self, features: Tensor) -> None:
         """Ends a sub-layer with its output ``(N, D)``: dropout, the residual sum and the next layer norm."""
         dropout, norm = next(self._dropouts), next(self._norms)
         drawn = keep_or_drop(features.shape, dropout.p) if dropout.training and can_draw(dropout.p) else ()
         total, self.normed = add_norm(self.total, features, norm, *drawn)
+        self.origin = Origin(total, norm)
         self.total = total if self._is_pre_norm else self.normed
         self.read = self.normed.to(self._dtype)
 
@@ -137,7 +140,7 @@ class _Stack:
         self, attention: MultiHeadAttention, mask: Tensor | None = None, is_causal: bool = False
     ) -> None:
         """Self-attention, with the end of the sub-layer."""
-        projections = linears(self.read, [attention.query, attention.key, attention.value])
+        projections = linears(self.read, [attention.query, attention.key, attention.value], self.origin)
         query, key, value = (self._places.heads(rows, attention.num_heads) for rows in projections)
         self._finish(attention, attention.attend(query, key, value, mask, is_causal))
 
@@ -145,7 +148,7 @@ class _Stack:
         self, attention: MultiHeadAttention, keys: Tensor, values: Tensor, source: _Places, mask: Tensor | None
     ) -> None:
         """Attention over keys and values of the source, with the end of the sub-layer."""
-        (projection,) = linears(self.read, [attention.query])
+        (projection,) = linears(self.read, [attention.query], self.origin)
         query = self._places.heads(projection, attention.num_heads)
         key, value = (source.heads(rows, attention.num_heads) for rows in (keys, values))
         self._finish(attention, attention.attend(query, key, value, mask))
@@ -155,11 +158,11 @@ class _Stack:
         self.add(*linears(rows, [attention.output]))
 
 
-def _fed_forward(rows: Tensor, network: PositionwiseFeedForward) -> Tensor:
+def _fed_forward(stack: _Stack, network: PositionwiseFeedForward) -> Tensor:
     drops = network.dropout.training and network.dropout.p > 0
     if type(network.activation) is nn.ReLU and not drops:
-        return feed_forward(rows, network.inner, network.outer)
-    hidden = network.dropout(network.activation(*linears(rows, [network.inner])))
+        return feed_forward(stack.read, network.inner, network.outer, stack.origin)
+    hidden = network.dropout(network.activation(*linears(stack.read, [network.inner], stack.origin)))
     return linears(hidden, [network.outer])[0]
 
 

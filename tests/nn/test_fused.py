@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_transformer.kernels import has_fast_bfloat16, product
-from lit_transformer.nn.fused import add_norm, collect, feed_forward, linears, spread
+from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
 
 N, D = 7, 6
 
@@ -33,6 +33,15 @@ def test_linears(bias):
     x, layers = leaf(N, D), [nn.Linear(D, width, bias=bias).double() for width in (4, 9, 1)]
     weights = [weight for layer in layers for weight in layer.parameters()]
     assert_same(linears(x, layers), [layer(x) for layer in layers], [x, *weights])
+
+
+def test_rows_made_from_their_origin_again_give_the_same_gradients():
+    total, norm = leaf(N, D), nn.LayerNorm(D).double()
+    nn.init.normal_(norm.weight)
+    inner, outer, origin = nn.Linear(D, 9).double(), nn.Linear(9, D).double(), Origin(total, norm)
+    inputs = [total, norm.weight, inner.weight, outer.weight]
+    assert_same([feed_forward(norm(total), inner, outer, origin)], [outer(inner(norm(total)).relu())], inputs)
+    assert_same(linears(norm(total), [inner, inner], origin), [inner(norm(total))] * 2, inputs[:3])
 
 
 def test_gradient_of_linears_where_some_results_are_unused():
