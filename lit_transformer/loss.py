@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_CPU_CHUNK = 1 << 22  # logits held at a time: 16 MiB in float32, enough rows for fast matrix products
+from lit_transformer.kernels import product
+
+_CPU_CHUNK = 1 << 23  # logits held at a time: 32 MiB in float32, enough rows for fast matrix products
+_CPU_SLICE = 1 << 18  # of them, worked on at a time: 1 MiB in float32, which stays in the cache of a core
 _GPU_CHUNK = 1 << 26  # 256 MiB: enough rows to keep an accelerator busy
 
 
@@ -57,30 +60,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(features.device.type) if _autocast(features) else weight.dtype
         x, w = features.to(dtype), weight.to(dtype)
         full = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        total = features.new_zeros(
-            2, dtype=full
-        )  # of the softmax's denominators (logarithms) and of the labels' logits
         d_features = torch.empty_like(x) if wants_gradient else x
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
-        rows = max(1, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // len(weight))
-        for start in range(0, len(labels), rows):
-            chunk, target = x[start : start + rows], labels[start : start + rows, None]
-            logits = (chunk @ w.T).to(full)  # (rows, V)
-            probs = logits.softmax(-1)
-            log_denominators = logits.amax(1) - probs.amax(1).log()  # of two largest, so that none is infinite
-            total += torch.stack((log_denominators.sum(), logits.gather(1, target).sum()))
-            if wants_gradient:
-                gradient = probs.scatter_add_(1, target, probs.new_full(target.shape, smoothing - 1)).to(dtype)
-                torch.mm(gradient, w, out=d_features[start : start + rows])
-                _add_product(d_weight, gradient.T, chunk)
+        denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
+        is_on_cpu = x.device.type == "cpu"
+        for rows in _slices(len(labels), (_CPU_CHUNK if is_on_cpu else _GPU_CHUNK) // len(weight)):
+            logits = product(x[rows], w)  # (rows, V)
+            chunk = logits, labels[rows, None], denominators[rows], own[rows]
+            for part in _slices(len(logits), _CPU_SLICE // len(weight) if is_on_cpu else len(logits)):
+                _soften(smoothing, *(tensor[part] for tensor in chunk))
+            if wants_gradient:  # the logits have become their gradient
+                d_features[rows] = product(logits, w.t())
+                _add_product(d_weight, logits.T, x[rows])
         x_sum, w_mean = x.sum(0, dtype=full), w.mean(0, dtype=full)
         if wants_gradient:  # smoothing takes the same from every logit
             d_features -= smoothing * w_mean
             d_weight -= smoothing / len(weight) * x_sum
         ctx.save_for_backward(d_features, d_weight)
         ctx.num_labels = max(1, len(labels))
-        denominators, own = total / ctx.num_labels
-        nll, uniform = denominators - own, denominators - x_sum @ w_mean / ctx.num_labels
+        mean_denominator, mean_own = denominators.sum() / ctx.num_labels, own.sum() / ctx.num_labels
+        nll, uniform = mean_denominator - mean_own, mean_denominator - x_sum @ w_mean / ctx.num_labels
         ctx.mark_non_differentiable(nll)
         return (1 - smoothing) * nll + smoothing * uniform, nll
 
@@ -90,6 +89,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_features, d_weight = ctx.saved_tensors
         scale = gradients[0] / ctx.num_labels  # only here: divided earlier, it would vanish in float16
         return scale * d_features, scale * d_weight, None, None, None
+
+
+def _slices(length: int, size: int) -> list[slice]:
+    size = max(1, size)
+    return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def _soften(smoothing: float, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor) -> None:
+    """Replaces logits ``(rows, V)`` by the gradient of the loss, but for what smoothing takes from all alike."""
+    full = logits.to(denominators.dtype)
+    own.copy_(full.gather(1, labels).squeeze(1))
+    probs = full.softmax(-1)
+    torch.sub(full.amax(1), probs.amax(1).log_(), out=denominators)  # of two largest, so that none is infinite
+    logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, smoothing - 1)))
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -13,13 +13,15 @@ import torch
 from lit_transformer.interfaces import TranslationBatch
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
-NAMES = ["ours+heap", "trainer", "torch", "hf"]
+NAMES = ["ours+heap", "trainer", "torch", "hf", "hf-trainer"]
 
 
 @pytest.mark.slow
-def test_training_benchmark_measures_everyone_on_the_same_batches(tmp_path):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_training_benchmark_measures_everyone_on_the_same_batches(devices, tmp_path):
+    names = NAMES if devices == 1 else NAMES[:-1]
     out = tmp_path / "results.json"
-    size = ["--size", "toy", "--max-tokens", "256", "--threads", "1"]
+    size = ["--size", "toy", "--max-tokens", "256", "--threads", "1", "--devices", str(devices)]
     command = [
         sys.executable,
         SCRIPTS / "training.py",
@@ -31,14 +33,14 @@ def test_training_benchmark_measures_everyone_on_the_same_batches(tmp_path):
         "--json",
         out,
         "--contestants",
-        *NAMES,
+        *names,
     ]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert all(f"| {name} |" in finished.stdout for name in NAMES)
+    assert all(f"| {name} |" in finished.stdout for name in names)
     rounds = json.loads(out.read_text())["rounds"]
-    assert list(rounds) == NAMES
-    for name in NAMES:
+    assert list(rounds) == names
+    for name in names:
         assert [(row["tokens"], row["flops"]) for row in rounds[name]] == [
             (row["tokens"], row["flops"]) for row in rounds["hf"]
         ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -32,16 +35,31 @@ class Dropout(nn.Dropout):
 
     def forward(self, features: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
         """Drops features of any shape in training, and leaves them alone otherwise."""
-        threshold = round(_LEVELS * self.p)
         is_ours = features.device.type == "cpu" and not self.inplace and not torch.compiler.is_compiling()
-        if not self.training or not is_ours or not 0 < threshold < _LEVELS:
+        if not self.training or not is_ours or not can_draw(self.p):
             return super().forward(features)
-        return features * _mask(features, threshold)
+        keep, scale = keep_or_drop(features.shape, self.p)
+        return (features * keep).mul_(scale)
 
 
-def _mask(like: Tensor, threshold: int) -> Tensor:
-    """Zero with probability ``threshold / 65536``, else the factor that keeps the mean."""
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
-    chances = words.view(torch.int16)[: like.numel()].view(like.shape)  # uniform from -32768 to 32767
-    keep = chances.ge_(threshold - _LEVELS // 2)
-    return keep.to(like.dtype).mul_(_LEVELS / (_LEVELS - threshold))
+def keep_or_drop(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
+    """Draws which features are kept, on the CPU.
+
+    Args:
+        shape: Of the features.
+        p: Probability to drop one, at least 1/131072 and below 1 by as much.
+
+    Returns:
+        1 for each feature that is kept and 0 for others in int8, which is small and fast to multiply by, and the
+        factor for kept ones that keeps the mean.
+    """
+    threshold = round(_LEVELS * p)
+    num_features = math.prod(shape)
+    words = torch.empty(-(-num_features // 4), dtype=torch.int64).random_(-(1 << 63), None)
+    chances = words.view(torch.int16)[:num_features].view(shape)  # uniform from -32768 to 32767
+    return chances.ge_(threshold - _LEVELS // 2).to(torch.int8), _LEVELS / (_LEVELS - threshold)
+
+
+def can_draw(p: float) -> bool:
+    """Whether a probability is one that ``keep_or_drop`` can tell from never and always."""
+    return 0 < round(_LEVELS * p) < _LEVELS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -54,22 +55,26 @@ SIZES = {
 }
 
 
-def make(name: str, size: Size, precision: str, device: str) -> Step:
-    """The bare training step of ``ours``, ``torch`` (``torch.nn.Transformer``) or ``hf`` (Hugging Face Marian)."""
+def make(name: str, size: Size, precision: str, device: str, devices: int = 1) -> Step:
+    """The bare training step of ``ours``, ``torch`` (``torch.nn.Transformer``) or ``hf`` (Hugging Face Marian).
+
+    With several devices it is the step of this process among so many, each of which has its own batches.
+    """
     if name == "ours":
-        module = build_ours(size).to(device).train()
+        module = build_ours(size)
+        loss_of: nn.Module = OurLoss(module).to(device).train()
         optimizer: Any = module.configure_optimizers()
-        loss_of: Step = lambda batch: module.compute_loss(batch).loss
     else:
-        network = (Textbook(size) if name == "torch" else build_marian(size)).to(device).train()
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
-        loss_of = lambda batch: _loss_of_logits(network(batch), batch.labels)
+        loss_of = LossOfLogits(Textbook(size) if name == "torch" else build_marian(size)).to(device).train()
+        optimizer = torch.optim.Adam(loss_of.parameters(), lr=1e-4, betas=(0.9, 0.98), eps=1e-9)
+    if devices > 1:
+        loss_of = nn.parallel.DistributedDataParallel(loss_of)
 
     def step(batch: TranslationBatch) -> Tensor:
         batch = batch.to(device)
-        with _autocast(device, precision):
-            loss = loss_of(batch)
         optimizer.zero_grad()
+        with _autocast(device, precision):
+            loss: Tensor = loss_of(batch)
         loss.backward()
         optimizer.step()
         return loss.detach()
@@ -77,13 +82,31 @@ def make(name: str, size: Size, precision: str, device: str) -> Step:
     return step
 
 
+class OurLoss(nn.Module):
+    """The training step of our module, as the Trainer calls it."""
+
+    def __init__(self, module: LitTransformer) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: TranslationBatch) -> Tensor:
+        return self.module.training_step(batch, 0)
+
+
+class LossOfLogits(nn.Module):
+    """What others do with the logits of a network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: TranslationBatch) -> Tensor:
+        logits = self.network(batch).float().flatten(0, 1)
+        return F.cross_entropy(logits, batch.labels.flatten(), ignore_index=PAD_ID, label_smoothing=SMOOTHING)
+
+
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _loss_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    logits = logits.float().flatten(0, 1)
-    return F.cross_entropy(logits, labels.flatten(), ignore_index=PAD_ID, label_smoothing=SMOOTHING)
 
 
 def build_ours(size: Size) -> LitTransformer:
@@ -102,7 +125,12 @@ def build_ours(size: Size) -> LitTransformer:
 
 
 def train_by_trainer(
-    size: Size, precision: str, device: str, batches: Iterator[TranslationBatch], after_step: Callable[[Any], None]
+    size: Size,
+    precision: str,
+    device: str,
+    devices: int,
+    batches: Iterator[TranslationBatch],
+    after_step: Callable[[Any], None],
 ) -> None:
     """Our module under the Trainer as ``fit`` sets it up, with its log, progress bar and callbacks."""
     import lightning as L
@@ -120,12 +148,14 @@ def train_by_trainer(
         def __iter__(self) -> Iterator[TranslationBatch]:
             return batches
 
-    stream = SimpleNamespace(seed=1, cursor={})
+    stream = SimpleNamespace(seed=1, cursor={}, dropped=Counter())
     callbacks = [StreamPosition(stream), InverseSqrtWarmup(), LearningRateMonitor("step"), TrainingProgress()]
     with tempfile.TemporaryDirectory() as folder:
         trainer = L.Trainer(
             accelerator="gpu" if device == "cuda" else device,
-            devices=1,
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            use_distributed_sampler=False,
             precision="bf16-mixed" if precision == "bf16" else "32-true",
             max_steps=1_000_000,
             callbacks=[*callbacks, AfterStep()],
@@ -135,6 +165,52 @@ def train_by_trainer(
             limit_val_batches=0,
         )
         trainer.fit(build_ours(size), torch.utils.data.DataLoader(Endless(), batch_size=None))
+
+
+def train_by_seq2seq_trainer(
+    size: Size, precision: str, device: str, batches: Iterator[TranslationBatch], after_step: Callable[[Any], None]
+) -> None:
+    """Hugging Face Marian under the Seq2SeqTrainer of transformers, without logs and checkpoints."""
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback
+
+    losses = []
+
+    class Rows(torch.utils.data.IterableDataset[dict[str, Tensor]]):
+        def __iter__(self) -> Iterator[dict[str, Tensor]]:
+            for batch in batches:
+                mask, labels = (batch.src != PAD_ID).long(), batch.labels.masked_fill(batch.labels == PAD_ID, -100)
+                inputs = {"input_ids": batch.src, "attention_mask": mask, "decoder_input_ids": batch.tgt_input}
+                yield {**inputs, "labels": labels}
+
+    class Training(Seq2SeqTrainer):
+        def get_train_dataloader(self) -> torch.utils.data.DataLoader[dict[str, Tensor]]:
+            return torch.utils.data.DataLoader(Rows(), batch_size=None)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            losses.append(super().training_step(*args, **kwargs))
+            return losses[-1]
+
+    class AfterStep(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            after_step(losses.pop())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=folder,
+            use_cpu=device == "cpu",
+            bf16=precision == "bf16",
+            label_smoothing_factor=SMOOTHING,
+            learning_rate=1e-4,
+            adam_beta2=0.98,
+            adam_epsilon=1e-9,
+            max_steps=1_000_000,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        network: Any = build_marian(size)
+        Training(network.network, arguments, train_dataset=Rows(), callbacks=[AfterStep()]).train()
 
 
 class Textbook(nn.Module):

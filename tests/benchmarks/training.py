@@ -5,7 +5,7 @@
 Each contestant lives in a process of its own. All are loaded, then make their rounds in turn, so that a machine whose
 speed drifts drifts for all of them; compare numbers of one run only. MULTI30K is a folder with train.en and train.de
 (plain or .gz); without it, random ids of like lengths are used. A name that ends in +heap asks glibc to keep freed
-memory, as `lit-transformer fit` does.
+memory, as `lit-transformer fit` does. `before` is `ours` of another copy of the package, see --before.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ import os
 import pickle
 import random
 import resource
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-CONTESTANTS = ["ours+heap", "trainer+heap", "ours", "torch", "torch+heap", "hf", "hf+heap"]
+CONTESTANTS = ["ours+heap", "trainer+heap", "ours", "torch", "torch+heap", "hf", "hf+heap", "hf-trainer"]
 POOL = 8192  # sentence pairs sorted by length together
 
 
@@ -36,6 +38,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", choices=["tiny", "base", "big", "toy"], default="tiny")
     parser.add_argument("--precision", choices=["float32", "bf16"], default="float32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--devices", type=int, default=1, help="processes that train together (DDP), each on a device")
+    parser.add_argument("--before", type=Path, help="folder of another version of this project, for the name `before`")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each process (default: all)")
     parser.add_argument("--max-tokens", type=int, default=4096, help="positions of a batch on each side")
     parser.add_argument("--rounds", type=int, default=3)
@@ -47,7 +51,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write all rounds")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--ids", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.devices > 1 and any(name.startswith("hf-trainer") for name in options.contestants):
+        parser.error("hf-trainer is measured on one device; name other --contestants")
+    if options.before is None and any(name.startswith("before") for name in options.contestants):
+        parser.error("`before` needs --before FOLDER")
+    return options
 
 
 # The text
@@ -107,12 +116,16 @@ class Rounds:
         self.start = self.clock()
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in cycle(self.batches):
-            self.taken.append(batch)
-            yield batch
+        devices, rank = self.options.devices, local_rank()
+        for start in cycle(range(0, len(self.batches) - devices + 1, devices)):
+            together = self.batches[start : start + devices]  # one for each process
+            self.taken.append(together)
+            yield together[rank]
 
     def after_step(self, loss: Any) -> None:
         """Notes a step. At the end of a round: report, wait, go on."""
+        if local_rank():
+            return
         self.losses.append(loss.detach())
         self.left -= 1
         if self.left:
@@ -127,7 +140,8 @@ class Rounds:
     def _report(self, seconds: float) -> dict[str, Any]:
         import torch
 
-        done, self.taken = self.taken[: len(self.losses)], self.taken[len(self.losses) :]
+        steps, self.taken = self.taken[: len(self.losses)], self.taken[len(self.losses) :]
+        done = [batch for together in steps for batch in together]
         tokens = sum(int((batch.src != 0).sum() + batch.num_labels) for batch in done)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if self.options.device == "cuda":
@@ -143,6 +157,47 @@ class Rounds:
             torch.cuda.synchronize()
 
 
+def local_rank() -> int:
+    """Which of the processes that train together this one is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join(options: argparse.Namespace) -> str:
+    """Makes this process one of those that train together, and starts the others; returns its device."""
+    import torch
+
+    if options.devices == 1:
+        return str(options.device)
+    if not local_rank():
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()), WORLD_SIZE=str(options.devices))
+        for rank in range(1, options.devices):
+            environment = {**os.environ, "LOCAL_RANK": str(rank), "RANK": str(rank)}
+            subprocess.Popen([sys.executable, *sys.argv], env=environment, stdin=subprocess.DEVNULL)
+    os.environ.setdefault("RANK", "0")
+    if options.device == "cuda":
+        torch.cuda.set_device(local_rank())
+    torch.distributed.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    return f"cuda:{local_rank()}" if options.device == "cuda" else "cpu"
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _clock(kind: str) -> Callable[[], float]:
     return time.process_time if kind == "processor" else time.perf_counter
 
@@ -151,6 +206,8 @@ def work(options: argparse.Namespace) -> None:
     """Trains for ever as the contestant that the parent names."""
     import torch
 
+    if local_rank():
+        end_with_parent()
     name, _, heap = options.worker.partition("+")
     if heap:
         from lit_transformer.cli import keep_freed_memory
@@ -158,16 +215,19 @@ def work(options: argparse.Namespace) -> None:
         keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
-    from contestants import SIZES, make, train_by_trainer
+    from contestants import SIZES, make, train_by_seq2seq_trainer, train_by_trainer
 
     size = SIZES[options.size]
     if name == "limit":
         print(json.dumps({"flops_per_second": product_rate(size, options)}), flush=True)
         return
     rounds = Rounds(options, cut_batches(options.ids, options.max_tokens))
+    precision, device, devices = options.precision, options.device, options.devices
     if name == "trainer":
-        train_by_trainer(size, options.precision, options.device, iter(rounds), rounds.after_step)
-    step = make(name, size, options.precision, options.device)
+        train_by_trainer(size, precision, device, devices, iter(rounds), rounds.after_step)
+    if name == "hf-trainer":
+        train_by_seq2seq_trainer(size, precision, device, iter(rounds), rounds.after_step)
+    step = make("ours" if name == "before" else name, size, precision, join(options), devices)
     for batch in rounds:
         rounds.after_step(step(batch))
 
@@ -204,8 +264,9 @@ def measure(options: argparse.Namespace, ids: Path) -> dict[str, Any]:
     def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, *sys.argv[1:], "--ids", str(ids), "--worker", name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        own = {**environment, "PYTHONPATH": str(options.before.resolve())} if name.startswith("before") else environment
         log = None if os.environ.get("BENCHMARK_DEBUG") else subprocess.DEVNULL
-        return subprocess.Popen(command, env=environment, text=True, stderr=log, **pipes)  # type: ignore[call-overload]
+        return subprocess.Popen(command, env=own, text=True, stderr=log, **pipes)  # type: ignore[call-overload]
 
     limit = json.loads(start("limit").communicate()[0])["flops_per_second"]
     workers = {}
@@ -238,8 +299,9 @@ def table(options: argparse.Namespace, result: dict[str, Any]) -> str:
     """Medians over the rounds; ratios are medians of the ratios within each round."""
     first = options.contestants[0]
     lines = [
-        f"{options.size}, {options.precision}, {options.device}, {options.threads} thread(s), batches of at most "
-        f"{options.max_tokens} tokens, {options.rounds} rounds of {options.steps} steps, {options.clock} seconds; "
+        f"{options.size}, {options.precision}, {options.devices} x {options.device}, {options.threads} thread(s), "
+        f"batches of at most {options.max_tokens} tokens, "
+        f"{options.rounds} rounds of {options.steps} steps, {options.clock} seconds; "
         f"matrix products alone: {result['limit_flops_per_second'] / 1e9:.0f} GFLOP/s",
         "",
         f"| contestant | real tokens/s | {first} is faster by | share of the limit | MFU | peak memory, MiB | loss |",
@@ -251,8 +313,8 @@ def table(options: argparse.Namespace, result: dict[str, Any]) -> str:
             row["seconds"] / own["seconds"] for row, own in zip(rounds, result["rounds"][first], strict=True)
         )
         speed = statistics.median(row["flops"] / row["seconds"] for row in rounds)
-        share = speed / result["limit_flops_per_second"]
-        mfu = f"{speed / options.peak_tflops / 1e12:.0%}" if options.peak_tflops else ""
+        share = speed / options.devices / result["limit_flops_per_second"]
+        mfu = f"{speed / options.devices / options.peak_tflops / 1e12:.0%}" if options.peak_tflops else ""
         memory = max(row["bytes"] for row in rounds) / 2**20
         loss = rounds[-1]["losses"][-1]
         lines.append(f"| {name} | {rate:,.0f} | {ratio:.2f} | {share:.0%} | {mfu} | {memory:,.0f} | {loss:.2f} |")

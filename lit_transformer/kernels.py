@@ -1,0 +1,51 @@
+"""Matrix products of training on a CPU, by the library that does each of them fastest."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """``F.linear(x, weight, bias)``, with ``relu`` after it where asked; takes no part in gradients.
+
+    On CPUs torch gives products in float32 to MKL, where oneDNN's are a sixth faster with AVX-512 and need no
+    pass of their own for the bias and the ReLU. The weight may be a transposed view.
+
+    Args:
+        x: The inputs, ``(N, I)``.
+        weight: ``(O, I)``, of the same type.
+        bias: ``(O,)``, of the same type.
+        relu: Whether to replace negative results by zero.
+
+    Returns:
+        ``(N, O)``.
+
+    Example:
+        >>> x, weight = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [-3.0, 1.0]])
+        >>> product(x, weight, relu=True)
+        tensor([[11.,  0.]])
+    """
+    if x.numel() and x.device.type == "cpu" and _has_onednn(x.dtype):
+        activation = "relu" if relu else "none"
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation, [], "")
+        return result
+    result = F.linear(x, weight, bias)
+    return result.relu_() if relu else result
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16 itself, so that oneDNN has kernels for it."""
+    return _has_onednn(torch.bfloat16)
+
+
+@functools.cache
+def _has_onednn(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
