@@ -107,6 +107,9 @@ def translate_parser() -> argparse.ArgumentParser:
         type=positive,
         help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile decoding steps with the C compiler of this machine, for the CPU"
+    )
     return parser
 
 
@@ -123,7 +126,8 @@ def translate(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         precision=options.precision,
         num_workers=options.num_workers,
-    ).to(_device(options.device))
+        compile=options.compile,
+    ).to(_device(options.device or ("cpu" if options.compile else None)))
     with ExitStack() as stack:
         given = _given_lines(options.text) if options.text else _read_lines(stack, options.input)
         lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
