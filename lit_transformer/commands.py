@@ -125,6 +125,9 @@ def translate_parser() -> argparse.ArgumentParser:
         type=positive,
         help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile decoding steps with the C compiler of this machine, for the CPU"
+    )
     return parser
 
 
@@ -142,7 +145,8 @@ def translate(options: argparse.Namespace) -> None:
         max_length=options.max_length,
         precision=options.precision,
         num_workers=options.num_workers,
-    ).to(usable_device(options.device))
+        compile=options.compile,
+    ).to(usable_device(options.device or ("cpu" if options.compile else None)))
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     if options.alignment == options.output:

@@ -19,6 +19,7 @@ from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.nn import Transformer
+from lit_transformer.nn.inference import PreparedTransformer, prepare_if_possible
 from lit_transformer.nn.packed import can_pack, packed_features
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.vocabulary import PAD_ID
@@ -135,6 +136,8 @@ class LitTransformer(L.LightningModule):
         self._clock: float | None = None
         self._timed_step = 0
         self._sharded: ShardedWeights | None = None
+        self._is_evaluating = False
+        self._prepared: list[PreparedTransformer] = []  # a list, so that its weights are not taken for the module's
 
     def _remember_arguments(self, network: TranslationNetwork) -> None:
         """Keeps the constructor's plain arguments for checkpoints, the network as its class path and arguments.
@@ -310,10 +313,14 @@ class LitTransformer(L.LightningModule):
             self._since_logged = torch.tensor(checkpoint["train_totals"])
 
     def _gather(self) -> None:
+        self._is_evaluating = True
+        self._prepared.clear()
         if self._sharded is not None:
             self._sharded.gather()
 
     def _release(self) -> None:
+        self._is_evaluating = False
+        self._prepared.clear()
         if self._sharded is not None:
             self._sharded.release()
 
@@ -368,10 +375,26 @@ class LitTransformer(L.LightningModule):
         self.network.eval()
         try:
             with self._sharded.whole() if self._sharded else nullcontext(), torch.inference_mode():
-                return (search or self.search)(self.network, src)
+                network = self._for_search()
+                with nullcontext() if network is self.network else torch.autocast("cpu", enabled=False):
+                    return (search or self.search)(network, src)
         finally:
             for part in in_training:  # what was frozen stays so
                 part.training = True
+
+    def _for_search(self) -> TranslationNetwork:
+        """The network, on a CPU prepared for searches where it can be.
+
+        Weights hold still from the start to the end of an evaluation, so it is prepared once for each. Elsewhere it
+        is prepared anew for each call: not every change of a weight can be noticed.
+        """
+        if self._sharded is not None:
+            return self.network
+        if self._prepared and self._prepared[0].is_current():
+            return self._prepared[0]
+        prepared = prepare_if_possible(self.network)
+        self._prepared = [prepared] if prepared is not None and self._is_evaluating else []
+        return self.network if prepared is None else prepared
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters; the schedule is a callback's business."""

@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from lit_transformer.decoding import BeamSearch
 from lit_transformer.translator import Translator
 
 LINES = sentences(10, seed=8)
+needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
 
 
 def translate(run: Path, *arguments: object, stdin: str | bytes = "", status: int = 0) -> Finished:
@@ -278,9 +280,18 @@ def test_a_device_that_is_not_here(tiny_run: Path) -> None:
     assert translate(tiny_run, "one", "--device", "cpu").out == "eins\n"
 
 
-@pytest.mark.parametrize("arguments", [["--precision", "int8"], ["--precision", "bf16"], ["--num_workers", "2"]])
+FASTER = [["--precision", "int8"], ["--precision", "bf16"], ["--num_workers", "2"]]
+
+
+@pytest.mark.parametrize("arguments", [*FASTER, pytest.param(["--compile"], marks=needs_compiler)])
 def test_faster_ways_translate_too(tiny_run: Path, arguments: list[str]) -> None:
     assert translate(tiny_run, "one cat", "two", *arguments).out == "eins Katze\nzwei\n"
+
+
+def test_compiling_without_a_compiler_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert_one_sentence(translate(tiny_run, "one", "--compile", status=1), "compiled steps need a C compiler")
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:

@@ -22,7 +22,7 @@ from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.interfaces import SentencePair, TranslationBatch, TranslationNetwork
 from lit_transformer.metrics import CorpusBLEU
 from lit_transformer.module import LitTransformer
-from lit_transformer.nn import Transformer
+from lit_transformer.nn import PreparedTransformer, Transformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 pytestmark = [
@@ -575,6 +575,65 @@ def test_generate_leaves_modes_as_they_were_after_an_error() -> None:
     with pytest.raises(ValueError, match="nothing but padding"):
         module.generate(torch.zeros(1, 3, dtype=torch.long))
     assert all(part.training for part in module.network.modules())
+
+
+class Seen(GreedySearch):
+    """Notes which networks it is given."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.networks: list[TranslationNetwork] = []
+
+    def __call__(self, network: TranslationNetwork, src: Tensor) -> Any:
+        self.networks.append(network)
+        return super().__call__(network, src)
+
+
+class Generates(L.Callback):
+    """Translates each batch of an evaluation."""
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.generate(batch.src)
+
+
+def test_generate_decodes_with_a_prepared_copy_of_the_weights_of_the_moment() -> None:
+    network, search = Transformer(V, **SMALL), Seen()
+    module, src = LitTransformer(network, search=search), make_batch(make_pairs(6)).src
+    names = list(module.state_dict())
+    for _ in range(2):
+        found = module.generate(src)
+        assert isinstance(search.networks[-1], PreparedTransformer)
+        with torch.inference_mode():
+            expected = GreedySearch(5)(copy.deepcopy(network).eval(), src)
+        for (ours,), (theirs,) in zip(found, expected, strict=True):
+            assert ours.tokens == theirs.tokens
+            assert ours.log_prob == pytest.approx(theirs.log_prob, abs=1e-4)
+        for parameter in network.parameters():
+            parameter.data.mul_(-1.3)  # leaves no trace that autograd would see
+    assert list(module.state_dict()) == names
+
+
+def test_an_evaluation_prepares_the_network_once_and_lets_it_go() -> None:
+    search, batch = Seen(), make_batch(make_pairs(6))
+    module = LitTransformer(Transformer(V, **SMALL), search=search)
+    trainer = make_trainer(Generates(), max_epochs=3, check_val_every_n_epoch=1)
+    trainer.fit(module, loader([batch]), loader([batch, batch]))
+    numbers = [[id(one) for one in search.networks].index(id(one)) for one in search.networks]
+    assert numbers == [0, 0, 2, 2, 4, 4]  # anew after each training step
+    assert module._prepared == []
+
+
+def test_generate_follows_the_precision_of_the_trainer() -> None:
+    search, batch = Seen(), make_batch(make_pairs(6))
+    module = LitTransformer(Transformer(V, **SMALL), search=search)
+    for precision in ("bf16-mixed", "32-true", "bf16-true", "64-true"):
+        make_trainer(precision=precision).predict(module, loader([batch]))
+    assert [getattr(one, "_dtype", None) for one in search.networks] == [
+        torch.bfloat16,
+        torch.float32,
+        torch.bfloat16,
+        None,
+    ]
 
 
 def test_training_goes_on_after_generate() -> None:

@@ -449,6 +449,23 @@ def test_precisions_of_a_network_that_cannot_be_prepared(tiny_run: Path) -> None
         hooked("int8")("one cat")
 
 
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
+@pytest.mark.parametrize(
+    "num_workers", [1, pytest.param(2, marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux"))]
+)
+def test_compiled_steps_translate_alike(tiny_run: Path, num_workers: int) -> None:
+    lines = sentences(100, seed=15)
+    expected = Translator.from_pretrained(tiny_run, num_workers=1)(lines)
+    assert Translator.from_pretrained(tiny_run, num_workers=num_workers, compile=True)(lines) == expected
+
+
+def test_a_network_that_cannot_be_compiled_is_named(tiny_run: Path) -> None:
+    with pytest.raises(
+        InputError, match="the network cannot be compiled: compiled steps are float32 or int8, not bf16"
+    ):
+        Translator.from_pretrained(tiny_run, compile=True, precision="bf16")("one cat")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_workers_find_the_same_in_the_same_order(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translator_file, "_WINDOW", 40)

@@ -237,6 +237,7 @@ class _Beams:
         self.first_rows = self.sentences.unsqueeze(1)  # of each open sentence, in the batch of the coming step
         self.finished = _Finished.nothing(caps, search.n_best)
         self.num_finished = torch.zeros_like(caps)
+        self.is_any_finished = False
         self.results = _Finished.nothing(caps, search.n_best)
         shape = (int(caps.max()), len(caps), search.beam_size)
         self.all_tokens = caps.new_full(shape, EOS_ID)
@@ -252,14 +253,20 @@ class _Beams:
             log_probs, places = log_probs.masked_fill(is_eos, -float("inf")).topk(self.search.beam_size, dim=1)
             parents, tokens = parents.gather(1, places), tokens.gather(1, places)
         rows = self._continue(log_probs, parents, tokens)
+        done = self._done()
+        if done is not None and done.any():
+            rows = rows[self._dismiss(done)]
+        return rows.flatten()
+
+    def _done(self) -> Bool[Tensor, "B"] | None:
+        """Which open sentences are done ``(B,)``; None for none."""
+        is_default = type(self.search).is_finished is BeamSearch.is_finished
+        if is_default and not self.is_any_finished and self.length < self.shortest_cap:
+            return None  # there is nothing to compare with, and comparing takes as long as a step of a small network
         done = self.search.is_finished(
             self.log_probs[:, 0], self.finished.scores, self.num_finished, self.length, self.caps
         )
-        if self.length >= self.shortest_cap:
-            done = done | (self.caps == self.length)
-        if done.any():
-            rows = rows[self._dismiss(done)]
-        return rows.flatten()
+        return done | (self.caps == self.length) if self.length >= self.shortest_cap else done
 
     def _candidates(
         self, logits: Float[Tensor, "R V"]
@@ -289,7 +296,7 @@ class _Beams:
         self, log_probs: Float[Tensor, "B C"], parents: Int[Tensor, "B C"], is_eos: Bool[Tensor, "B C"]
     ) -> None:
         """Files the candidates ``(B, C)`` that are closed and rank within the beam."""
-        beam_size = self.search.beam_size
+        beam_size, self.is_any_finished = self.search.beam_size, True
         closed = log_probs[:, :beam_size].masked_fill(~is_eos[:, :beam_size], -float("inf"))
         slots = parents[:, :beam_size]
         scores = self.search.score(closed, self.length)

@@ -13,6 +13,8 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 _CHUNK = 64  # numbers looked at together by ``likeliest``
 _FEW = 80_000  # numbers below which it does not pay
+_NEVER = slice(PAD_ID, BOS_ID + 1, BOS_ID - PAD_ID)  # both at once
+_NEVER_NOR_UNKNOWN = slice(min(PAD_ID, UNK_ID, BOS_ID), max(PAD_ID, UNK_ID, BOS_ID) + 1)
 
 
 def output_caps(network: TranslationNetwork, src: Int[Tensor, "B S"], max_extra_length: int) -> Int[Tensor, "B"]:
@@ -61,8 +63,7 @@ def next_log_probs(
         Log probabilities ``(R, V)`` in float32, a new tensor.
     """
     log_probs = logits.log_softmax(dim=-1, dtype=torch.float32)
-    for token in (PAD_ID, BOS_ID) if allow_unknown else (PAD_ID, BOS_ID, UNK_ID):
-        log_probs[:, token] = -float("inf")
+    log_probs[:, _NEVER if allow_unknown else _NEVER_NOR_UNKNOWN] = -float("inf")
     if at_cap is not None:
         closing = log_probs[:, EOS_ID].clone()
         log_probs.masked_fill_(at_cap.unsqueeze(1), -float("inf"))
@@ -160,29 +161,26 @@ class GreedySearch(Search):
         caps = output_caps(network, src, self.max_extra_length)
         if len(caps) == 0:
             return []
-        shortest, longest = caps.aminmax()
-        first_cap = int(shortest)
-        output = caps.new_full((len(caps), int(longest) + 1), EOS_ID)  # there is an EOS to cut at in any case
-        log_probs = torch.zeros(len(caps), device=src.device)
-        sentences = torch.arange(len(caps), device=src.device)  # of each open row
-        state, tokens = network.start(src), torch.full_like(sentences, BOS_ID)
-        for length in range(1, output.size(1)):
+        limits, sentences = caps.tolist(), list(range(len(caps)))  # sentences of the open rows
+        found: list[list[int]] = [[] for _ in limits]
+        log_probs = [0.0] * len(limits)
+        state, tokens, length = network.start(src), src.new_full((len(limits),), BOS_ID), 0
+        while sentences:
+            length += 1
             logits, state = network.step(tokens, state)
-            at_cap = caps[sentences] == length if length >= first_cap else None
+            last = [limits[sentence] == length for sentence in sentences]
+            at_cap = torch.tensor(last, device=src.device) if any(last) else None
             best = likeliest(next_log_probs(logits, at_cap, self.allow_unknown), 1)
             values, tokens = (column.squeeze(1) for column in best)
-            output[:, length - 1].index_copy_(0, sentences, tokens)
-            log_probs.index_add_(0, sentences, values)
-            is_open = tokens != EOS_ID if at_cap is None else (tokens != EOS_ID) & ~at_cap
-            if not is_open.all():
-                rows = is_open.nonzero().squeeze(1)
-                if len(rows) == 0:
-                    break
-                state, tokens, sentences = state.select(rows), tokens[rows], sentences[rows]
-        return require_finite(_read(output, log_probs))
-
-
-def _read(output: Int[Tensor, "B L"], log_probs: Float[Tensor, "B"]) -> list[list[Hypothesis]]:
-    """Hypotheses from output ids ``(B, L)``, each with an EOS somewhere, and log probabilities ``(B,)``."""
-    rows = zip(output.tolist(), log_probs.tolist(), strict=True)
-    return [[Hypothesis(tokens[: tokens.index(EOS_ID)], value, value)] for tokens, value in rows]
+            still_open = []
+            for row, (token, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
+                log_probs[sentences[row]] += value
+                if token != EOS_ID and not last[row]:
+                    found[sentences[row]].append(token)
+                    still_open.append(row)
+            if 0 < len(still_open) < len(sentences):
+                rows = torch.tensor(still_open, device=src.device)
+                state, tokens = state.select(rows), tokens[rows]
+            sentences = [sentences[row] for row in still_open]
+        results = zip(found, log_probs, strict=True)
+        return require_finite([[Hypothesis(tokens, value, value)] for tokens, value in results])

@@ -1,6 +1,7 @@
 """The network of the paper, section by section, in plain torch."""
 
 from lit_transformer.nn.attention import KeyValueCache, MultiHeadAttention, causal_mask, padding_mask
+from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.decoder import Decoder, DecoderLayer, LayerMemory, SentenceRows, TransformerState
 from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
@@ -11,6 +12,7 @@ from lit_transformer.nn.transformer import AttentionMaps, Transformer
 
 __all__ = [
     "AttentionMaps",
+    "CompiledTransformer",
     "Decoder",
     "DecoderLayer",
     "Dropout",

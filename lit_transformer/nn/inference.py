@@ -16,25 +16,14 @@ from torch import Tensor, nn
 
 from lit_transformer.interfaces import DecoderState, TranslationNetwork
 from lit_transformer.nn.attention import MultiHeadAttention
-from lit_transformer.nn.decoder import Decoder, DecoderLayer, LayerMemory, SentenceRows, TransformerState
-from lit_transformer.nn.encoder import Encoder, EncoderLayer
+from lit_transformer.nn.decoder import DecoderLayer, LayerMemory, SentenceRows, TransformerState
+from lit_transformer.nn.encoder import EncoderLayer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
+from lit_transformer.nn.obstacles import obstacle
 from lit_transformer.nn.products import Precision, Product, check_precision
 from lit_transformer.nn.transformer import Transformer
 
 _CAPACITY = 32  # positions that a search makes room for at first
-
-# What is done differently here; who overrides one of these must get what they wrote.
-_REPLACED: dict[type[nn.Module], tuple[str, ...]] = {
-    Transformer: ("start", "step", "encode", "project", "_encode", "_source_mask"),
-    Encoder: ("forward",),
-    EncoderLayer: ("forward",),
-    Decoder: ("start", "step"),
-    DecoderLayer: ("start", "step"),
-    MultiHeadAttention: ("forward", "keys_and_values", "read", "_split_heads"),
-    ResidualNorm: ("forward",),
-}
-_PARTS = (("_attention", MultiHeadAttention), ("_residual", ResidualNorm))
 
 
 class PreparedTransformer(TranslationNetwork):
@@ -60,17 +49,18 @@ class PreparedTransformer(TranslationNetwork):
         True
     """
 
-    def __init__(self, network: Transformer, precision: Precision = "float32") -> None:
+    def __init__(self, network: TranslationNetwork, precision: Precision = "float32") -> None:
         super().__init__()
         check_precision(precision)
         reason = obstacle(network)
         if reason is not None:
             raise ValueError(f"the network cannot be prepared: {reason}")
+        assert isinstance(network, Transformer)
         self.network, self.vocab_size, self.max_length = network, network.vocab_size, network.max_length
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._versions = _versions(network)
         self._encoder_layers = [_EncoderLayer(layer, precision) for layer in network.encoder.layers]
-        self._decoder_layers = [_DecoderLayer(layer, precision) for layer in network.decoder.layers]
+        self.decoder_layers = [_DecoderLayer(layer, precision) for layer in network.decoder.layers]
         self._encoder_norm = _norm(network.encoder.final_norm or nn.Identity(), self._dtype)
         self._decoder_norm = _norm(network.decoder.final_norm or nn.Identity(), self._dtype)
         self._projection = Product([network.projection], precision)
@@ -86,14 +76,23 @@ class PreparedTransformer(TranslationNetwork):
     @torch.no_grad()
     def start(self, src: Int[Tensor, "B S"]) -> PreparedState:
         """Reads the source ids ``(B, S)`` once; the state has one row for each sentence."""
-        network = self.network
-        mask = network._source_mask(src)
-        x = network.src_positions(network.src_embedding(src)).to(self._dtype)
+        memory, mask = self.read(src)
+        rows = SentenceRows(list(range(len(src))), len(src), src.device)
+        return PreparedState([layer.start(memory) for layer in self.decoder_layers], mask, rows)
+
+    def read(self, src: Int[Tensor, "B S"]) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B 1 1 S"] | None]:
+        """What the encoder makes of source ids ``(B, S)``, and where real ones stand; None if everywhere."""
+        mask = self.network._source_mask(src)
+        x = self.network.src_positions(self.network.src_embedding(src)).to(self._dtype)
         for layer in self._encoder_layers:
             x = layer(x, mask)
-        memory = self._encoder_norm(x)
-        rows = SentenceRows(list(range(len(src))), len(src), src.device)
-        return PreparedState([layer.start(memory) for layer in self._decoder_layers], mask, rows)
+        return self._encoder_norm(x), mask
+
+    def embed(self, tokens: Int[Tensor, "R"], position: int) -> Float[Tensor, "R D"]:
+        """The features ``(R, D)`` of the newest tokens ``(R,)``, which all stand at ``position``."""
+        network = self.network
+        features: Tensor = network.tgt_positions(network.tgt_embedding(tokens.unsqueeze(1)), position)
+        return features.squeeze(1).to(self._dtype)
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, "R"], state: DecoderState) -> tuple[Float[Tensor, "R V"], PreparedState]:
@@ -108,8 +107,7 @@ class PreparedTransformer(TranslationNetwork):
         """
         if not isinstance(state, PreparedState):
             raise TypeError(f"step needs the PreparedState that start returned, got {type(state).__name__}")
-        network, layers = self.network, self._decoder_layers
-        x = network.tgt_positions(network.tgt_embedding(tokens.unsqueeze(1)), state.length).squeeze(1).to(self._dtype)
+        layers, x = self.decoder_layers, self.embed(tokens, state.length)
         newest, keys, values = state.past.next(len(layers), len(tokens), layers[0].sizes, x)
         for layer, memory, new, layer_keys, layer_values in zip(
             layers, state.layers, newest, keys, values, strict=True
@@ -117,6 +115,16 @@ class PreparedTransformer(TranslationNetwork):
             x = layer.step(x, memory, new, layer_keys, layer_values, state)
         state.length += 1
         return self._projection(self._decoder_norm(x)), state
+
+
+def prepare_if_possible(network: TranslationNetwork) -> PreparedTransformer | None:
+    """The network prepared in the precision of its weights or of autocast; None where that cannot be."""
+    dtypes = {parameter.dtype for parameter in network.parameters()}
+    if torch.is_autocast_enabled("cpu"):
+        dtypes = {torch.get_autocast_dtype("cpu")}
+    precisions: dict[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bf16"}
+    precision = precisions.get(dtypes.pop()) if len(dtypes) == 1 else None
+    return PreparedTransformer(network, precision) if precision and obstacle(network) is None else None
 
 
 class PreparedState(TransformerState):
@@ -163,18 +171,23 @@ class PastTokens:
             ``(R, H, L, d_k)``; the values ``(R, H, L, d_v)``. Both contain the new position once it is written.
         """
         num_heads, d_k, d_v = sizes
-        if self._buffer is None or self.length == len(self._buffer):
-            capacity = max(_CAPACITY, 2 * self.length)
-            bigger = like.new_empty(capacity, num_layers, num_rows, num_heads * (d_k + d_v))
-            if self._buffer is not None:
-                bigger[: self.length] = self._buffer
-            self._buffer = bigger
-        newest = self._buffer[self.length].unbind(0)
+        buffer = self.room(num_layers, num_rows, num_heads * (d_k + d_v), like)
+        newest = buffer[self.length].unbind(0)
         self.length += 1
-        keys, values = torch.split(self._buffer[: self.length], [num_heads * d_k, num_heads * d_v], dim=-1)
+        keys, values = torch.split(buffer[: self.length], [num_heads * d_k, num_heads * d_v], dim=-1)
         keys = _split_heads(keys, num_heads).permute(1, 2, 3, 0, 4)
         values = _split_heads(values, num_heads).permute(1, 2, 3, 0, 4)
         return newest, keys.unbind(0), values.unbind(0)
+
+    def room(self, num_layers: int, num_rows: int, width: int, like: Tensor) -> Float[Tensor, "L N R W"]:
+        """The whole tensor ``(capacity, layers, R, width)``, with room for a position after the last."""
+        if self._buffer is None or self.length == len(self._buffer):
+            capacity = max(_CAPACITY, 2 * self.length)
+            bigger = like.new_empty(capacity, num_layers, num_rows, width)
+            if self._buffer is not None:
+                bigger[: self.length] = self._buffer
+            self._buffer = bigger
+        return self._buffer
 
     def select(self, rows: Int[Tensor, "R"]) -> None:
         """Makes the given rows the rows of the past, in that order."""
@@ -277,38 +290,6 @@ class _DecoderLayer:
         x = self.self_residual(x, look_back)
         x = self.cross_residual(x, look_at_source)
         return self.feed_forward_residual(x, self.feed_forward)
-
-
-def obstacle(network: nn.Module) -> str | None:
-    """Why a network cannot be prepared, in a few words; None if it can.
-
-    Parts may be replaced where :class:`PreparedTransformer` says so. Elsewhere it would be wrong to leave out what
-    somebody has overridden or hooked on.
-    """
-    if not isinstance(network, Transformer):
-        return f"{type(network).__name__} is not a Transformer"
-    if network.training:
-        return "it is in training mode"
-    if any(parameter.device.type != "cpu" for parameter in network.parameters()):
-        return "it is not on the CPU"
-    known: list[tuple[nn.Module, type[nn.Module]]]
-    known = [(network, Transformer), (network.encoder, Encoder), (network.decoder, Decoder)]
-    known += [(layer, EncoderLayer) for layer in network.encoder.layers]
-    known += [(layer, DecoderLayer) for layer in network.decoder.layers]
-    for layer in (*network.encoder.layers, *network.decoder.layers):
-        known += [(part, kind) for name, part in layer.named_children() for end, kind in _PARTS if name.endswith(end)]
-    projections = ("query", "key", "value", "output")
-    attentions = [module for module, kind in known if kind is MultiHeadAttention]
-    known += [(getattr(attention, name), nn.Linear) for attention in attentions for name in projections]
-    known.append((network.projection, nn.Linear))
-    for module, kind in known:
-        if not isinstance(module, kind) or any(
-            getattr(type(module), name) is not getattr(kind, name) for name in _REPLACED.get(kind, ("forward",))
-        ):
-            return f"{type(module).__name__} is not the package's own {kind.__name__}"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
-        return "it has forward hooks"
-    return None
 
 
 def _versions(network: nn.Module) -> list[tuple[int, int]]:

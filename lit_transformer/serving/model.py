@@ -9,11 +9,12 @@ from http import HTTPStatus
 from typing import Any
 
 from lit_transformer.attention_page import attention_grids, attention_page
+from lit_transformer.attention_view import AttentionView
 from lit_transformer.decoding import BeamSearch
-from lit_transformer.interfaces import InputError
+from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
-from lit_transformer.translator import AttentionView, Translation, Translator
+from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 _FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")

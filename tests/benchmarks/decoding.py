@@ -2,7 +2,9 @@
 
 Each system runs in a process of its own and gets the same weights (random), the same source ids and the same task:
 hypotheses of a forced length. Rounds alternate between the systems; the table shows medians. A system is
-NAME:PRECISION:ARRANGEMENT, where an arrangement of 2x1 is two workers of one thread and 1x2 one of two threads.
+NAME:PRECISION:ARRANGEMENT, where an arrangement of 2x1 is two workers of one thread and 1x2 one of two threads. Our
+precisions are float32, bf16 and int8 of the prepared network, plain for the network as it is trained, and
+compiled-float32 and compiled-int8, whose steps use one thread in any case.
 Sources are the lines of test_2016_flickr.en in the folder that MULTI30K names, each word a number; without it,
 random numbers. Sentences per CPU second count what a process uses of one core, so that they can be compared on a busy
 machine; they are given for one worker only.
@@ -45,7 +47,7 @@ WORKLOADS = {  # beam, sentences in a batch, batches in a round
     "beam 4, batch 1": (4, 1, 10),
     "greedy, batch 1": (1, 1, 10),
 }
-SYSTEMS = ["ours:float32", "ours:bf16", "ours:int8", "hf:float32", "ct2:float32", "ct2:int8"]
+SYSTEMS = ["ours:float32", "ours:bf16", "ours:int8", "ours:compiled-int8", "hf:float32", "ct2:float32", "ct2:int8"]
 Batch = list[list[int]]
 Decoder = Callable[[list[Batch], int], list[Batch]]
 
@@ -119,6 +121,7 @@ def ours(size: str, precision: str, workers: int, threads: int) -> Decoder:
     from lit_transformer.decoding.workers import SearchWorkers
     from lit_transformer.interfaces import TranslationNetwork
     from lit_transformer.nn import PreparedTransformer
+    from lit_transformer.nn.compiled import CompiledTransformer
 
     class Forced(TranslationNetwork):
         """The prepared network, which ends where it must and not before."""
@@ -141,7 +144,8 @@ def ours(size: str, precision: str, workers: int, threads: int) -> Decoder:
     keep_freed_memory()
     torch.set_num_threads(threads)
     network = our_network(size)
-    forced = Forced(network if precision == "plain" else PreparedTransformer(network, precision))
+    kind = CompiledTransformer if precision.startswith("compiled-") else PreparedTransformer
+    forced = Forced(network if precision == "plain" else kind(network, precision.removeprefix("compiled-")))
     searches = {1: GreedySearch(LENGTH), 4: BeamSearch(4, max_extra_length=LENGTH)}
     if workers > 1:
         pools = {beam: SearchWorkers(search, forced, workers) for beam, search in searches.items()}

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lit_transformer.nn import MultiHeadAttention, PreparedTransformer, Transformer
-from lit_transformer.nn.inference import PastTokens, obstacle
+from lit_transformer.nn.inference import PastTokens
+from lit_transformer.nn.obstacles import obstacle
 from lit_transformer.nn.products import Product
 from lit_transformer.vocabulary import PAD_ID
 
