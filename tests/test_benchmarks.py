@@ -79,7 +79,7 @@ def test_the_loss_curve_is_that_of_marian(tmp_path, monkeypatch):
     assert finished.returncode == 0, finished.stderr
     found = json.loads((tmp_path / "out/loss_curve_float64.json").read_text())
     for name in ("train", "val"):
-        assert found["dropout 0"][f"{name}/loss, Marian against ours"]["largest"] < 1e-7
+        assert found["dropout 0"][f"{name}/loss, Marian against ours"]["largest"] < 2e-6  # the log is in float32
     assert found["dropout 0.3"]["train/loss, Marian against ours"]["median"] > 1e-4
     rows = (tmp_path / "out/loss_curve_float64.csv").read_text().splitlines()
     assert len(rows) == 7
