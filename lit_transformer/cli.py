@@ -23,8 +23,9 @@ COMMANDS = {
     "translate": ("commands", "translate sentences from the command line, a file or standard input"),
     "attention": ("commands", "draw what every head attends to, as pictures and as a page to explore"),
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
-    "export": ("exchange.commands", "write a model for use elsewhere: safetensors, transformers or CTranslate2"),
-    "import": ("exchange.commands", "read a Hugging Face folder (Marian or Pegasus)"),
+    "export": ("exchange_commands", "write a model for use elsewhere: safetensors, transformers, CTranslate2, ONNX"),
+    "import": ("exchange_commands", "read a Hugging Face folder (Marian, as OPUS-MT, or Pegasus)"),
+    "push": ("exchange_commands", "write a model with a card to the Hub of Hugging Face"),
     "average": ("commands", "average several checkpoints into one"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }

@@ -23,13 +23,13 @@ from lit_transformer import (
     commands,
     compare,
     curves,
+    exchange_commands,
     metrics,
     nn,
     quickstart,
 )
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
-from lit_transformer.exchange import commands as exchange_commands
 from lit_transformer.exchange import export_huggingface
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +83,7 @@ OTHER_PARSERS = {
     "compare": compare.compare_parser,
     "export": exchange_commands.export_parser,
     "import": exchange_commands.import_parser,
+    "push": exchange_commands.push_parser,
 }
 
 

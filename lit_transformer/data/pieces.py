@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from lit_transformer.data.sentencepiece import HIDDEN
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
-_VISIBLE = str.maketrans({" ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_VISIBLE = str.maketrans({HIDDEN: "", " ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:

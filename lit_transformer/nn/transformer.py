@@ -67,6 +67,7 @@ class Transformer(TranslationNetwork):
             the target embedding and the output layer, ``"none"``.
         scale_embedding: Whether embeddings are multiplied by the square root of ``d_model``.
         bias: Whether the projections of the attention add a bias.
+        output_bias: Whether the output layer adds a bias, as in Marian; the paper's has none.
 
     Raises:
         ValueError: If a vocabulary has no room for the special tokens, a number of layers is below 1,
@@ -100,6 +101,7 @@ class Transformer(TranslationNetwork):
         tie: Literal["all", "output", "none"] = "all",
         scale_embedding: bool = True,
         bias: bool = True,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -109,7 +111,8 @@ class Transformer(TranslationNetwork):
         self.d_model, self.d_ff, self.num_heads, self.d_k, self.d_v = d_model, d_ff, num_heads, d_k, d_v
         self.dropout, self.attention_dropout, self.activation_dropout = dropout, attention_dropout, activation_dropout
         self.norm, self.positions, self.activation, self.tie = norm, positions, activation, tie
-        self.max_length, self.scale_embedding, self.bias = max_length, scale_embedding, bias
+        self.max_length, self.scale_embedding = max_length, scale_embedding
+        self.bias, self.output_bias = bias, output_bias
         self._check_arguments()
         self._build()
         self.init_weights()
@@ -141,7 +144,7 @@ class Transformer(TranslationNetwork):
         self.embedding_dropout = Dropout(self.dropout)
         self.encoder = Encoder((self.build_encoder_layer() for _ in range(self.num_layers)), self._final_norm())
         self.decoder = Decoder((self.build_decoder_layer() for _ in range(self.num_decoder_layers)), self._final_norm())
-        self.projection = nn.Linear(self.d_model, self.vocab_size, bias=False)
+        self.projection = nn.Linear(self.d_model, self.vocab_size, bias=self.output_bias)
         if self.tie != "none":
             self.projection.weight = self.tgt_embedding.weight
 
