@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
     from lit_transformer.decoding import BeamSearch
-    from lit_transformer.translator import Translation
+    from lit_transformer.interfaces import Translation
 
-CHECKPOINT_HELP = "a .ckpt file, the folder of a run (its newest checkpoint is taken), or an exported folder"
+CHECKPOINT_HELP = (
+    "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
+)
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -75,7 +77,8 @@ def translate_parser() -> argparse.ArgumentParser:
         "the source, words counted from 0 between white space (Pharaoh format).\n\n"
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
-        "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1",
+        "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1\n"
+        "  lit-transformer translate model.ckpt --input news.en --engine ctranslate2 --precision int8",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("text", nargs="*", help="sentences; without any, lines are read from --input")
@@ -121,6 +124,12 @@ def translate_parser() -> argparse.ArgumentParser:
         help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
     )
     parser.add_argument(
+        "--engine",
+        choices=("torch", "ctranslate2"),
+        default="torch",
+        help="ctranslate2 is faster on CPUs, takes its exported folders too, and needs the extra (default: torch)",
+    )
+    parser.add_argument(
         "--num_workers",
         type=positive,
         help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
@@ -134,18 +143,22 @@ def translate_parser() -> argparse.ArgumentParser:
 def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
     from lit_transformer.alignment import pharaoh
-    from lit_transformer.translator import Translator
+    from lit_transformer.exchange.engine import load_translator
 
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
-    translator = Translator.from_pretrained(
+    for name in ("compile", "alignment"):
+        if options.engine != "torch" and getattr(options, name):
+            raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
+    translator = load_translator(
         options.checkpoint,
+        options.engine,
         search=_search(options),
         max_tokens=options.max_tokens,
         max_length=options.max_length,
         precision=options.precision,
         num_workers=options.num_workers,
-        compile=options.compile,
+        **({"compile": True} if options.compile else {}),
     ).to(usable_device(options.device or ("cpu" if options.compile else None)))
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")

@@ -28,6 +28,7 @@ from lit_transformer.data import TranslationDataModule
 from lit_transformer.interfaces import InputError
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
+from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class RunConfig(SaveConfigCallback):
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.ckpt_path, config.overwrite = None, False
+        config.ckpt_path, config.init_from, config.overwrite = None, None, False
         self.parser.save(config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
@@ -111,6 +112,7 @@ class TranslationCLI(LightningCLI):
     """
 
     def __init__(self, args: Any = None) -> None:
+        self._beginning: Translator | None = None
         self._only = args[0] if isinstance(args, list) and args else None
         super().__init__(
             LitTransformer,
@@ -146,6 +148,12 @@ class TranslationCLI(LightningCLI):
             default=False,
             help="Lets fit delete the checkpoints and logs of an earlier run in its folder.",
         )
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="Lets fit begin with the network and tokenizer of an imported or exported folder or a checkpoint.",
+        )
         parser.set_defaults({"model": MODEL_DEFAULT, "data": DATA_DEFAULT, **CALLBACK_DEFAULTS})
         network = "model.init_args.network.init_args"
         parser.link_arguments("data.init_args.vocab_size", f"{network}.vocab_size")
@@ -158,6 +166,27 @@ class TranslationCLI(LightningCLI):
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _parse_ckpt_path(self) -> None:
+        """Finds the checkpoint, or what a training begins with."""
+        self._begin_from()
+        self._find_checkpoint()
+
+    def _begin_from(self) -> None:
+        """Takes the network's description and the sizes of the vocabulary from the model that fit begins with."""
+        config = self.config[self.config.subcommand]
+        if config.get("init_from") is None or self.config.subcommand != "fit" or config.get("ckpt_path"):
+            return
+        self._beginning = Translator.from_pretrained(config.init_from)
+        spec, tokenizer = self._beginning.network.spec, self._beginning.tokenizer
+        network = config.model.init_args.network
+        network.class_path, network.init_args = spec["class_path"], type(config)(**spec["init_args"])
+        data = config.data.init_args
+        data.tokenizer, data.tokenizer_path = None, str(self._root / "tokenizer.json")
+        data.vocab_size, data.src_vocab_size = (
+            tokenizer.vocab_size,
+            None if tokenizer.joint else tokenizer.src_vocab_size,
+        )
+
+    def _find_checkpoint(self) -> None:
         """Finds the checkpoint, and takes the network's description from it for all but fit.
 
         Weights fit only the network that they were trained in, so scoring and predicting build that one. Resumed
@@ -202,6 +231,8 @@ class TranslationCLI(LightningCLI):
             raise
         except (ValueError, MisconfigurationException) as error:
             raise InputError(plain_message(str(error))) from error
+        if self._beginning is not None:
+            self.model.network.load_state_dict(self._beginning.network.state_dict())
         self._check_lengths()
 
     def _check_lengths(self) -> None:
@@ -253,6 +284,13 @@ class TranslationCLI(LightningCLI):
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_stream((stored or {}).get("stream", {}))
+        self._make_room(config)
+        if self._beginning is not None and self.trainer.is_global_zero:
+            self._root.mkdir(parents=True, exist_ok=True)
+            self._beginning.tokenizer.save(self._root / "tokenizer.json")
+
+    def _make_room(self, config: Any) -> None:
+        """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
         folder = self._root / "checkpoints"
         if config.ckpt_path or config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
             return

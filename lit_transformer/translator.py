@@ -23,6 +23,7 @@ from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
+from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
 from lit_transformer.interfaces import Translation as Translation
 from lit_transformer.nn.compiled import CompiledTransformer
@@ -119,18 +120,19 @@ class Translator:
         self.max_length = min(max_length, network.max_length or max_length)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> Translator:
-        """Loads a checkpoint, the newest checkpoint of a run folder, or a folder written by ``save``.
+    def from_pretrained(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> Translator:
+        """Loads a checkpoint, the newest checkpoint of a run folder, a folder written by ``save``, or one of the Hub.
 
         Args:
-            path: A ``.ckpt`` file or a folder.
+            path: A ``.ckpt`` file or a folder; if there is none of this name, ``owner/name`` on the Hub.
+            revision: Branch, tag or commit on the Hub; None is the main branch.
             options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``, ``precision``,
                 ``num_workers``, ``compile``.
 
         Raises:
             CheckpointError: If there is nothing there to translate with.
         """
-        path = Path(path)
+        path = local_folder(path, revision)
         if any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
             return cls._from_folder(path, **options)
         return cls._from_checkpoint(newest_checkpoint(path) if path.is_dir() else path, **options)
@@ -337,6 +339,18 @@ class Translator:
     def _line(self, hypothesis: Hypothesis) -> str:
         """A hypothesis as text on one line."""
         return one_line(self.tokenizer.decode(hypothesis.tokens))
+
+
+def local_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The path, or where the Hub's model of this name has been fetched to if there is nothing of that name here.
+
+    Raises:
+        CheckpointError: If it is no name of the Hub either, or cannot be fetched.
+    """
+    name, path = str(path), Path(path)
+    if path.exists() or path.parent.exists() or path.suffix == ".ckpt" or not HUB_NAME.fullmatch(name):
+        return path
+    return fetch_from_hub(name, revision)
 
 
 def one_line(text: str) -> str:

@@ -9,7 +9,7 @@ EOS_ID = 3
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>")  # spelled in the order of their ids
 
-_TAG = re.compile(r"<[^\s<>]*\w[^\s<>]*>")
+_TAG = re.compile(r"<[^\s<>]*\w[^\s<>]*>|>>[^\s<>]*\w[^\s<>]*<<")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 

@@ -26,13 +26,13 @@ from lit_transformer import (
     commands,
     compare,
     curves,
+    exchange_commands,
     metrics,
     nn,
     quickstart,
 )
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
-from lit_transformer.exchange import commands as exchange_commands
 from lit_transformer.exchange import export_huggingface
 from lit_transformer.serving import commands as serving_commands
 
@@ -91,6 +91,7 @@ OTHER_PARSERS = {
     "export": exchange_commands.export_parser,
     "import": exchange_commands.import_parser,
     "serve": serving_commands.serve_parser,
+    "push": exchange_commands.push_parser,
 }
 
 

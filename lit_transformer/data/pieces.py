@@ -9,13 +9,14 @@ from operator import itemgetter
 
 from tokenizers import Encoding, Tokenizer
 
+from lit_transformer.data.sentencepiece import HIDDEN
 from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 Word = tuple[int, ...]  # the ids of one word, number or run of signs
 Merges = dict[tuple[int, int], tuple[int, int]]  # the rank of a merge and the id that it makes, by what it joins
 
-_VISIBLE = str.maketrans({" ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
+_VISIBLE = str.maketrans({HIDDEN: "", " ": "▁", "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 def _checked(ids: Sequence[int], vocab_size: int) -> Sequence[int]:

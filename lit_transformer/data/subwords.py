@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import SPECIAL_TOKENS, UNK_ID, check_tag
 
-ModelName = Literal["bpe", "unigram", "wordpiece", "word"]
+ModelName = Literal["bpe", "unigram", "wordpiece", "word", "sentencepiece"]
 
 _UNKNOWN = SPECIAL_TOKENS[UNK_ID]
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # the spelling that `tokenizers` looks for
@@ -83,6 +83,8 @@ def learn(
     Raises:
         ValueError: If there is no text, or Unigram has fewer ids than the text has characters.
     """
+    if model == "sentencepiece":
+        raise InputError("a sentencepiece vocabulary is imported with its model, not learned: take bpe or unigram")
     first = [*_reserved(model, byte_fallback), *tags]
     room = vocab_size - len(first)
     characters: Counter[str] = Counter()

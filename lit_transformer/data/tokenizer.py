@@ -8,6 +8,7 @@ import logging
 import os
 import unicodedata
 import uuid
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
 from lit_transformer.data.pieces import Merges, Word, decoded, encodings, merges_of, pieces, word_numbers, words_of
+from lit_transformer.data.sentencepiece import HIDDEN, CharacterRules, SentencePieceModel, assembled, ids_in_vocabulary
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -46,6 +48,7 @@ class SubwordTokenizer:
 
     Args:
         model: How the vocabulary is learned: ``"bpe"``, ``"unigram"``, ``"wordpiece"`` or whole words, ``"word"``.
+            ``"sentencepiece"`` is not learned: see ``from_sentencepiece``.
         vocab_size: Number of target ids, special tokens and bytes counted. Every id is below it, also when a
             small corpus fills only a part.
         src_vocab_size: Number of source ids with ``joint: false``. Default: as many as ``vocab_size``.
@@ -93,6 +96,7 @@ class SubwordTokenizer:
         self.joint, self.lowercase = joint, lowercase
         self.vocab_size, self._src_vocab_size = vocab_size, src_vocab_size or vocab_size
         self.data_fingerprint = None
+        self._rules: dict[str, CharacterRules] = {}  # of sentencepiece, for each side
         self._src: Tokenizer | None = None
         self._tgt: Tokenizer | None = None
 
@@ -109,12 +113,12 @@ class SubwordTokenizer:
     @property
     def num_src_tokens(self) -> int:
         """Source ids in use, at most ``src_vocab_size``."""
-        return _ready(self._src).get_vocab_size()
+        return min(_ready(self._src).get_vocab_size(), self.src_vocab_size)
 
     @property
     def num_tokens(self) -> int:
         """Target ids in use, at most ``vocab_size``."""
-        return _ready(self._tgt).get_vocab_size()
+        return min(_ready(self._tgt).get_vocab_size(), self.vocab_size)
 
     @property
     def tags(self) -> list[str]:
@@ -131,10 +135,13 @@ class SubwordTokenizer:
         """SHA-256 of recipe and vocabulary: the same for tokenizers that give the same ids."""
         learned = [json.loads(_ready(side).to_str())["model"] for side in (self._src, self._tgt)]
         content = [self.recipe, *([model["vocab"], model.get("merges")] for model in learned)]
+        content += [hashlib.sha256(one.charsmap).hexdigest() for one in self._rules.values()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def normalize(self, text: str) -> str:
         """The form of ``text`` that decoding gives back: NFC, in lower case if the tokenizer is."""
+        if self.recipe["model"] == "sentencepiece":  # which has rules of its own
+            return text
         return unicodedata.normalize("NFC", text.lower() if self.lowercase else text)
 
     def train(self, pairs: Iterable[SentencePair], data_fingerprint: str | None = None) -> None:
@@ -198,7 +205,8 @@ class SubwordTokenizer:
             return [[*ids, EOS_ID] for ids in self._encode(src, texts)]
         split = [self._split_tags(text) for text in texts]
         encoded = self._encode(src, [text for _, text in split])
-        tag_ids = {tag: found for tag in self.tags if (found := src.token_to_id(tag)) is not None}
+        hidden = HIDDEN if self.recipe["model"] == "sentencepiece" else ""
+        tag_ids = {tag: found for tag in self.tags if (found := src.token_to_id(hidden + tag)) is not None}
         return [[*(tag_ids[tag] for tag in tags), *ids, EOS_ID] for (tags, _), ids in zip(split, encoded, strict=True)]
 
     def encode_tgt(self, texts: Sequence[str]) -> list[list[int]]:
@@ -215,10 +223,13 @@ class SubwordTokenizer:
             side: ``src`` or ``tgt``.
         """
         if side == "tgt":
-            return [[(BOS_ID,), *found, (EOS_ID,)] for found in words_of(_ready(self._tgt), self._clean(texts))]
+            return [
+                [(BOS_ID,), *found, (EOS_ID,)]
+                for found in words_of(_ready(self._tgt), self._clean(_ready(self._tgt), texts))
+            ]
         src, split = _ready(self._src), [self._split_tags(text) for text in texts]
         tags = [[(i,) for tag in tags if (i := src.token_to_id(tag)) is not None] for tags, _ in split]
-        found = words_of(src, self._clean([text for _, text in split]))
+        found = words_of(src, self._clean(src, [text for _, text in split]))
         return [[*before, *behind, (EOS_ID,)] for before, behind in zip(tags, found, strict=True)]
 
     def merges(self, side: str) -> Merges:
@@ -266,13 +277,15 @@ class SubwordTokenizer:
         sides = {"tgt": _ready(self._tgt).to_str()}
         if not self.joint:
             sides["src"] = _ready(self._src).to_str()
-        return {
+        state = {
             "format": _FORMAT,
             "version": _VERSION,
             "recipe": dict(self.recipe),
             "data_fingerprint": self.data_fingerprint,
             "tokenizers": sides,
         }
+        rules = {side: b64encode(one.charsmap).decode() for side, one in self._rules.items()}
+        return {**state, "character_rules": rules} if rules else state
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> SubwordTokenizer:
@@ -288,10 +301,30 @@ class SubwordTokenizer:
         try:
             tokenizer = cls(**state["recipe"])
             tokenizer.data_fingerprint = state["data_fingerprint"]
+            rules = state.get("character_rules", {})
+            tokenizer._rules = {side: CharacterRules(b64decode(text)) for side, text in rules.items()}
             tokenizer._tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
             tokenizer._src = Tokenizer.from_str(state["tokenizers"]["src"]) if not tokenizer.joint else tokenizer._tgt
         except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
             raise InputError(f"damaged tokenizer state: {error!r}") from error
+        return tokenizer
+
+    @classmethod
+    def from_sentencepiece(
+        cls, tokens: Sequence[str], src: SentencePieceModel, tgt: SentencePieceModel, tags: Sequence[str] = ()
+    ) -> SubwordTokenizer:
+        """A tokenizer that cuts text as two sentencepiece models do and numbers the pieces by one vocabulary.
+
+        Args:
+            tokens: All tokens in the order of their ids: PAD, UNK, BOS, EOS, then any.
+            src: How source sentences are cut.
+            tgt: How target sentences are cut.
+            tags: Those of the tokens that may stand before a source sentence.
+        """
+        tokenizer = cls("sentencepiece", len(tokens), joint=src == tgt, byte_fallback=tgt.byte_fallback, tags=tags)
+        tokenizer._rules = {"src": CharacterRules(src.charsmap), "tgt": CharacterRules(tgt.charsmap)}
+        tokenizer._tgt = assembled(tgt, tokens)
+        tokenizer._src = tokenizer._tgt if src == tgt else assembled(src, tokens)
         return tokenizer
 
     def save(self, path: str | Path) -> None:
@@ -336,19 +369,26 @@ class SubwordTokenizer:
         found: list[str] = []
         while tag := next((tag for tag in self.recipe["tags"] if text.lstrip().startswith(tag)), None):
             found.append(tag)
-            text = text.lstrip().removeprefix(tag).removeprefix(" ")
+            text = text.lstrip().removeprefix(tag)
+            text = text if self.recipe["model"] == "sentencepiece" else text.removeprefix(" ")
         return found, text
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
         if isinstance(texts, str):
             raise InputError("texts must be a list of sentences, got one string; put it in a list")
-        return (encoding.ids for encoding in encodings(tokenizer, self._clean(texts)))
+        clean = self._clean(tokenizer, texts)
+        found = encodings(tokenizer, clean)
+        if self.recipe["model"] == "sentencepiece":
+            both = zip(clean, found, strict=True)
+            return (ids_in_vocabulary(tokenizer, text, one.ids, self.vocab_size) for text, one in both)
+        return (one.ids for one in found)
 
-    def _clean(self, texts: Sequence[str]) -> list[str]:
-        return [self.normalize(text) for text in texts]
+    def _clean(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
+        normalize = self._rules.get("tgt" if tokenizer is self._tgt else "src", self.normalize)
+        return [normalize(text) for text in texts]
 
     def _words(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int | None]]:
-        clean = self._clean(texts)
+        clean = self._clean(tokenizer, texts)
         found = encodings(tokenizer, clean, with_words=True)  # the fast ones leave the offsets out
         return (word_numbers(text, one.offsets) for text, one in zip(clean, found, strict=True))
 

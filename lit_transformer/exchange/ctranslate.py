@@ -43,11 +43,7 @@ def export_ctranslate2(translator: Translator, folder: str | Path) -> list[Path]
     folder, network = Path(folder), _checked(translator.network)
     length = network.max_length or MAX_POSITIONS
     tokenizer, settings = tokenizer_files(translator.tokenizer, length)
-    try:
-        specs: Any = importlib.import_module("ctranslate2.specs")
-    except ModuleNotFoundError:
-        raise InputError('the format ctranslate2 needs a package: pip install "lit-transformer[ctranslate2]"') from None
-    spec = _described(network, specs, length)
+    spec = _described(network, package("ctranslate2.specs"), length)
     vocabulary = _vocabulary(tokenizer, network.vocab_size)
     spec.register_source_vocabulary(vocabulary)
     spec.register_target_vocabulary(vocabulary)
@@ -59,6 +55,18 @@ def export_ctranslate2(translator: Translator, folder: str | Path) -> list[Path]
     spec.save(str(folder))
     write_json(folder, {"tokenizer.json": tokenizer, "tokenizer_config.json": settings})
     return sorted(folder.iterdir())
+
+
+def package(name: str = "ctranslate2") -> Any:
+    """The package CTranslate2 or a module of it.
+
+    Raises:
+        InputError: If it is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise InputError('CTranslate2 needs a package: pip install "lit-transformer[ctranslate2]"') from None
 
 
 def _checked(network: TranslationNetwork) -> Transformer:
@@ -101,7 +109,7 @@ def _described(network: Transformer, specs: Any, length: int) -> Any:
             _fill_norm(target.layer_norm, stack.final_norm)
     spec.encoder.embeddings[0].weight = _numbers(network.src_embedding.weight)
     spec.decoder.embeddings.weight = _numbers(network.tgt_embedding.weight)
-    spec.decoder.projection.weight = _numbers(network.projection.weight)
+    _fill_linear(spec.decoder.projection, [network.projection])
     return spec
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_transformer.checkpoints import CheckpointError, replacing
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
+from lit_transformer.exchange.opus import is_opus, read_opus
 from lit_transformer.exchange.shared import write_json
 from lit_transformer.exchange.tokenizer_files import tokenizer_files, tokenizer_from_files
 from lit_transformer.interfaces import InputError, Search
@@ -87,11 +88,14 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
 
 
 def import_huggingface(folder: str | Path, **options: Any) -> Translator:
-    """Reads a Marian or Pegasus folder whose tokenizer this package exported, fine-tuned elsewhere or not.
+    """Reads a Marian or Pegasus folder whose tokenizer this package exported, or a Marian folder as OPUS-MT has them.
+
+    The latter have two sentencepiece models and one vocabulary; the translator gives the ids of the same pieces, in
+    our order, and the same logits.
 
     Args:
-        folder: With ``config.json``, ``tokenizer.json``, ``tokenizer_config.json``, and the weights in
-            ``model.safetensors`` or ``pytorch_model.bin``.
+        folder: With ``config.json``, the weights in ``model.safetensors`` or ``pytorch_model.bin``, and
+            ``tokenizer.json`` and ``tokenizer_config.json``, or ``source.spm``, ``target.spm`` and ``vocab.json``.
         options: Arguments of :class:`~lit_transformer.Translator`.
 
     Raises:
@@ -103,22 +107,18 @@ def import_huggingface(folder: str | Path, **options: Any) -> Translator:
         raise CheckpointError(f"there is no folder {folder}; name one that holds a Hugging Face model")
     config = _read_json(folder, "config.json")
     try:
-        tokenizer = _read_tokenizer(folder)
-        network = from_marian(config, _read_weights(folder))
+        weights = _read_weights(folder)
+        if is_opus(folder):
+            tokenizer, config, weights = read_opus(folder, config, weights)
+        else:
+            names = ("tokenizer.json", "tokenizer_config.json")
+            tokenizer = tokenizer_from_files(*(_read_json(folder, name) for name in names))
+        network = from_marian(config, weights)
     except CheckpointError:
         raise
-    except (InputError, ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder} cannot be imported: {error}") from None
     return Translator(network, tokenizer, **options)
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    if not (folder / "tokenizer.json").is_file() and (folder / "source.spm").is_file():
-        raise InputError(
-            "its tokenizer is a pair of sentencepiece models (source.spm, target.spm), which cannot be read yet; only "
-            "folders that lit-transformer exported can"
-        )
-    return tokenizer_from_files(_read_json(folder, "tokenizer.json"), _read_json(folder, "tokenizer_config.json"))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:

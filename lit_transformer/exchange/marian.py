@@ -26,7 +26,8 @@ _MODELS = {  # of transformers, by our ``norm``: type and class
 
 SHARED = "model.shared.weight"
 _SAME_AS_SHARED = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
-_OUTPUT_BIAS = "final_logits_bias"
+OUTPUT_BIAS = "final_logits_bias"
+TABLES = (SHARED, *_SAME_AS_SHARED)
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 _OUR_TABLES = ("src_embedding.weight", "tgt_embedding.weight", "projection.weight")
 
@@ -114,7 +115,8 @@ def to_marian(network: Transformer) -> dict[str, Tensor]:
     """The weights of a network under Marian's names and in Marian's order of features; missing biases are zeros."""
     ours = network.state_dict()
     order = _sines_first(network.d_model)
-    theirs = {SHARED: ours["tgt_embedding.weight"][:, order], _OUTPUT_BIAS: torch.zeros(1, network.vocab_size)}
+    bias = ours.get("projection.bias", torch.zeros(network.vocab_size))
+    theirs = {SHARED: ours["tgt_embedding.weight"][:, order], OUTPUT_BIAS: bias.unsqueeze(0)}
     for name, (their_name, axis) in _layer_weights(network).items():
         tensor = ours.get(name)
         if tensor is None:  # bias=False
@@ -136,18 +138,20 @@ def from_marian(config: dict[str, Any], weights: dict[str, Tensor]) -> Transform
     Raises:
         InputError: If it computes something that our network does not, or weights are missing or of other shapes.
     """
-    network = Transformer(**_arguments(config))
-    tables = [weights[name] for name in (SHARED, *_SAME_AS_SHARED) if name in weights]
+    bias = weights.get(OUTPUT_BIAS)
+    has_bias = bias is not None and bool(bias.count_nonzero())
+    network = Transformer(**_arguments(config), src_vocab_size=config.get("src_vocab_size"), output_bias=has_bias)
+    tables = [weights[name] for name in TABLES if name in weights]
     if not tables:
         raise InputError(f"there is no tensor {SHARED} among the weights")
     if any(not torch.equal(tables[0], table) for table in tables):
         raise InputError("the embeddings and the output layer have different weights, so they are not one matrix")
-    if _OUTPUT_BIAS in weights and weights[_OUTPUT_BIAS].count_nonzero() > 0:
-        raise InputError(f"{_OUTPUT_BIAS} is not zero, but our output layer has no bias")
     order = _sines_first(network.d_model)
     _check_positions(network, weights, order)
     back = order.argsort()
     ours = dict.fromkeys(_OUR_TABLES, _in_order(tables[0], 1, back))
+    if bias is not None and has_bias:
+        ours["projection.bias"] = bias.flatten()
     for name, (their_name, axis) in _layer_weights(network).items():
         if their_name not in weights:
             raise InputError(f"there is no tensor {their_name} among the weights")

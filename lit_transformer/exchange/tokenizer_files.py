@@ -32,6 +32,8 @@ def tokenizer_files(tokenizer: SubwordTokenizer, max_length: int) -> tuple[dict[
     """
     if not tokenizer.joint:
         raise InputError("this tokenizer has joint=False, two vocabularies, but a Hugging Face tokenizer has one")
+    if tokenizer.recipe["model"] == "sentencepiece":
+        raise InputError("this tokenizer was imported from sentencepiece, and cannot be written as a fast one exactly")
     state = tokenizer.to_state()
     content: dict[str, Any] = json.loads(state["tokenizers"]["tgt"])
     vocabulary = tokenizer.pieces_tgt

@@ -69,6 +69,7 @@ class Transformer(TranslationNetwork):
         bias: Whether the projections of the attention add a bias.
         qkv_gain: Factor of the initial weights of queries, keys and values. ``2 ** -0.5`` is what fairseq and
             ``torch.nn.MultiheadAttention`` have.
+        output_bias: Whether the output layer adds a bias, as in Marian; the paper's has none.
 
     Raises:
         ValueError: If a vocabulary has no room for the special tokens, a number of layers is below 1,
@@ -103,6 +104,7 @@ class Transformer(TranslationNetwork):
         scale_embedding: bool = True,
         bias: bool = True,
         qkv_gain: float = 1.0,
+        output_bias: bool = False,
     ) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -113,7 +115,7 @@ class Transformer(TranslationNetwork):
         self.dropout, self.attention_dropout, self.activation_dropout = dropout, attention_dropout, activation_dropout
         self.norm, self.positions, self.activation, self.tie = norm, positions, activation, tie
         self.max_length, self.scale_embedding = max_length, scale_embedding
-        self.bias, self.qkv_gain = bias, qkv_gain
+        self.bias, self.qkv_gain, self.output_bias = bias, qkv_gain, output_bias
         self._check_arguments()
         self._build()
         self.init_weights()
@@ -145,7 +147,7 @@ class Transformer(TranslationNetwork):
         self.embedding_dropout = Dropout(self.dropout)
         self.encoder = Encoder((self.build_encoder_layer() for _ in range(self.num_layers)), self._final_norm())
         self.decoder = Decoder((self.build_decoder_layer() for _ in range(self.num_decoder_layers)), self._final_norm())
-        self.projection = nn.Linear(self.d_model, self.vocab_size, bias=False)
+        self.projection = nn.Linear(self.d_model, self.vocab_size, bias=self.output_bias)
         if self.tie != "none":
             self.projection.weight = self.tgt_embedding.weight
 

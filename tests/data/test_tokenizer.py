@@ -426,7 +426,7 @@ def test_a_lock_file_left_behind_does_not_block(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"model": "char"}, "model must be one of bpe, unigram, wordpiece, word, got 'char'"),
+        ({"model": "char"}, "model must be one of bpe, unigram, wordpiece, word, sentencepiece, got 'char'"),
         ({"vocab_size": 260}, "vocab_size must be at least 261"),
         ({"vocab_size": 4, "model": "word"}, "vocab_size must be at least 5"),
         ({"joint": False, "src_vocab_size": 0}, "src_vocab_size must be at least 261"),

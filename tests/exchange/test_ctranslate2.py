@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 import torch
 from command_line import lit
+from models import PAIRS, random_network, trained_tokenizer
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 from transformers import AutoTokenizer
 
-from lit_transformer import SubwordTokenizer, TeachingCorpus, Transformer, Translator
-from lit_transformer.decoding import GreedySearch
-from lit_transformer.exchange import export_ctranslate2
+from lit_transformer import Translator
+from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.exchange import export_ctranslate2, load_translator
 from lit_transformer.interfaces import InputError
-
-SIZES: dict[str, Any] = {"vocab_size": 610, "num_layers": 2, "d_model": 16, "d_ff": 32, "num_heads": 4}
-PAIRS = list(TeachingCorpus("train", max_rows=300))
 
 
 @pytest.fixture
@@ -29,21 +27,6 @@ def engine() -> Callable[[Path], Any]:
     return lambda folder: ctranslate2.Translator(
         str(folder), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1
     )
-
-
-def trained_tokenizer(**recipe: Any) -> SubwordTokenizer:
-    tokenizer = SubwordTokenizer(**{"vocab_size": 600, "tags": ["<2ko>"], **recipe})
-    tokenizer.train(PAIRS)
-    return tokenizer
-
-
-def random_network(**changes: Any) -> Transformer:
-    """A network in which every weight matters."""
-    network = Transformer(**{**SIZES, **changes})
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.normal_(mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.3)
-    return network.eval()
 
 
 def tokens_of(tokenizer: Any, text: str) -> list[str]:
@@ -124,3 +107,89 @@ def test_without_the_package_the_extra_is_named(
     assert finished.status == 1
     assert 'pip install "lit-transformer[ctranslate2]"' in finished.err
     assert finished.err.count("\n") == 1
+
+
+# As an engine of translate
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--n_best", "3", "--length_penalty", "1.1"),
+        ("--beam_size", "1", "--scores"),
+        ("--max_length", "3", "--max_tokens", "40", "--num_workers", "2"),
+    ],
+    ids=["beam", "n_best", "greedy", "cut"],
+)
+def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    lines = [*sentences(60, seed=9), "", "  ", "a stranger's word"]  # some run on to the bound
+    (tmp_path / "in").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    said = [
+        lit("translate", tiny_run, "--input", tmp_path / "in", "--engine", name, *options)
+        for name in ("torch", "ctranslate2", "ctranslate2")
+    ]
+    assert [one.status for one in said] == [0, 0, 0], said[1].err
+    ours, theirs, again = ([line.split("\t") for line in one.out.split("\n")] for one in said)
+    assert again == theirs
+    assert said[1].err == said[0].err  # the warnings of lines that are cut
+    assert len(ours) == len(theirs)
+    if options[:1] == ("--n_best",):  # the best of each line: those below may run on, and be finished late
+        ours, theirs = ([line for line, last in zip(said, [[""], *said], strict=False) if line[0] != last[0]]
+                        for said in (ours, theirs))  # fmt: skip
+    for line, other in zip(ours, theirs, strict=True):
+        if options[:1] != ("--n_best",) or len(line[-1].split()) < 10:  # further down the list some run on
+            assert other[-1] == line[-1]
+            assert [float(part) for part in other[:-1]] == pytest.approx([float(part) for part in line[:-1]], abs=1e-2)
+    assert len(list((tmp_path / "cache" / "lit_transformer" / "ctranslate2").iterdir())) == 1
+
+
+def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
+    lines, cache = sentences(10, seed=3), tmp_path / "cache" / "lit_transformer" / "ctranslate2"
+    for step in (50, 150):
+        (tmp_path / "now.ckpt").write_bytes((tiny_run / "checkpoints" / f"step={step}.ckpt").read_bytes())
+        expected = Translator.from_pretrained(tmp_path / "now.ckpt", search=GreedySearch())(lines)
+        assert load_translator(tmp_path / "now.ckpt", "ctranslate2", search=GreedySearch())(lines) == expected
+        assert len(list(cache.iterdir())) == 1
+
+
+def test_an_exported_folder_is_taken_as_it_is(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
+    assert lit("export", tiny_run, tmp_path / "fast", "--format", "ctranslate2").status == 0
+    said = lit("translate", tmp_path / "fast", "one cat", "--engine", "ctranslate2", "--precision", "int8")
+    assert (said.status, said.out) == (0, "eins Katze\n")
+    assert not (tmp_path / "cache").exists()
+    (tmp_path / "fast" / "tokenizer.json").unlink()
+    said = lit("translate", tmp_path / "fast", "one cat", "--engine", "ctranslate2")
+    assert said.status == 1
+    assert "has no tokenizer.json" in said.err
+
+
+def test_what_the_engine_cannot_do_is_one_sentence(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
+) -> None:
+    class Own(BeamSearch):
+        pass
+
+    with pytest.raises(InputError, match="no Own"):
+        load_translator(tiny_run, "ctranslate2", search=Own())
+    translator = load_translator(tiny_run, "ctranslate2", precision="bf16")
+    with pytest.raises(InputError, match="take the checkpoint"):
+        translator.attention("one cat")
+    with pytest.raises(InputError, match="device meta"):
+        translator.to("meta")
+    monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda device: {"float32"})
+    with pytest.raises(InputError, match="no precision bf16"):
+        translator(["one cat"])
+    for arguments, words in (((tmp_path / "nothing",), "does not exist"), ((tiny_run, "--precision", "bf16"), "bf16")):
+        said = lit("translate", *arguments, "one cat", "--engine", "ctranslate2")
+        assert (said.status, said.err.count("\n")) == (1, 1), said.err
+        assert words in said.err
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    said = lit("translate", tiny_run, "one cat", "--engine", "ctranslate2")
+    assert said.status == 1
+    assert said.err == 'lit-transformer: CTranslate2 needs a package: pip install "lit-transformer[ctranslate2]"\n'

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from command_line import lit
+from models import PAIRS, SIZES, random_network
 from tiny_run import WORDS, sentences
 from tiny_run import tiny_run as tiny_run
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from lit_transformer import SubwordTokenizer, TeachingCorpus, Transformer, Translator
+from lit_transformer import SubwordTokenizer, Transformer, Translator
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.exchange import export_huggingface, import_huggingface
 from lit_transformer.interfaces import InputError
@@ -25,8 +26,6 @@ from lit_transformer.vocabulary import PAD_ID
 
 transformers_logging.disable_progress_bar()
 
-SIZES: dict[str, Any] = {"vocab_size": 600, "num_layers": 2, "d_model": 16, "d_ff": 32, "num_heads": 4}
-PAIRS = list(TeachingCorpus("train", max_rows=300))
 AWKWARD = [
     "", " ", "</s> <s> <pad> <unk>", " two  spaces ", "a\tb", "e\u0301 is é", "한국어", "İstanbul 3.14 don't",
     "<2ko> I love cats", "  <2ko> I love cats", "I love <0x41> cats", "🙂",
@@ -45,15 +44,6 @@ class PowerOfLength(BeamSearch):
 
     def penalty(self, length: Any) -> Any:
         return length**self.length_penalty
-
-
-def random_network(**changes: Any) -> Transformer:
-    """A network in which every weight matters."""
-    network = Transformer(**{**SIZES, **changes})
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.normal_(mean=1.0 if name.endswith("norm.weight") else 0.0, std=0.3)
-    return network.eval()
 
 
 def batch(vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,7 +72,7 @@ def their_translations(folder: Path, lines: list[str], **options: Any) -> list[s
     "changes",
     [
         {},
-        {"num_decoder_layers": 1, "activation": "gelu", "num_heads": 2, "d_model": 24},
+        {"num_decoder_layers": 1, "activation": "gelu", "num_heads": 2, "d_model": 24, "output_bias": True},
         {"norm": "pre", "num_decoder_layers": 1},
         {"activation": "silu", "bias": False, "scale_embedding": False, "max_length": 40, "d_k": 4, "d_v": 4},
     ],
@@ -93,7 +83,7 @@ def test_logits_are_equal_there_and_back(tokenizer: SubwordTokenizer, tmp_path: 
     export_huggingface(ours, tmp_path / "there")
     model, report = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "there", output_loading_info=True)
     assert not any(report.values())
-    src, tgt_input = batch(600)
+    src, tgt_input = batch(SIZES["vocab_size"])
     with torch.no_grad():
         logits = ours.network(src, tgt_input)
     assert logits.std(dim=(0, 1)).mean() > 0.1  # the scores depend on what was read
@@ -237,7 +227,7 @@ def _changed_vocabulary(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_sentencepiece, "sentencepiece models"),
+        (_sentencepiece, "it has no target.spm"),
         (_edit("config.json", model_type="bart"), "model_type is 'bart', but only marian and pegasus"),
         (_edit("config.json", model_type="pegasus"), "no tensor model.encoder.layer_norm.weight"),
         (_edit("config.json", decoder_start_token_id=0), "decoder_start_token_id is 0"),
@@ -254,8 +244,8 @@ def _changed_vocabulary(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "model.safetensors is damaged"),
-        (_tensors(final_logits_bias=torch.ones(1, 600)), "final_logits_bias is not zero"),
-        (_tensors(lm_head__weight=torch.ones(600, 16)), "not one matrix"),
+        (_tensors(final_logits_bias=torch.ones(1, 600)), "size mismatch"),
+        (_tensors(lm_head__weight=torch.ones(610, 16)), "not one matrix"),
         (_tensors(model__encoder__embed_positions__weight=torch.ones(9, 16)), "no sinusoidal waves"),
         (_tensors(model__encoder__layers__1__fc1__bias=None), "no tensor model.encoder.layers.1.fc1.bias"),
         (shutil.rmtree, "there is no folder"),

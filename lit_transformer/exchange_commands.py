@@ -1,0 +1,152 @@
+"""The commands ``export``, ``import`` and ``push``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from lit_transformer.commands import CHECKPOINT_HELP, CommandParser, command_parser
+from lit_transformer.interfaces import InputError
+
+FORMATS = {
+    "safetensors": "weights, configuration and tokenizer, for this package",
+    "huggingface": "a Marian (pre-norm: Pegasus) model and tokenizer for transformers",
+    "ctranslate2": "for the engine CTranslate2 (needs the extra ctranslate2)",
+    "onnx": "encoder and decoder step for ONNX runtimes (needs the extra onnx)",
+    "torch": "encoder and decoder step for torch.export.load, as .pt2 files",
+}
+
+
+def export_parser() -> CommandParser:
+    """The options of ``export``."""
+    formats = "\n".join(f"  {name:<13}{summary}" for name, summary in FORMATS.items())
+    parser = command_parser(
+        "export",
+        "Writes a trained model into a new folder, for use without its run or with other toolkits.",
+        f"formats:\n{formats}\n\nexamples:\n"
+        "  lit-transformer export runs/tiny exported\n"
+        "  lit-transformer export averaged.ckpt marian --format huggingface",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("folder", help="the folder to write; it must be new, or empty")
+    parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
+    return parser
+
+
+def import_parser() -> CommandParser:
+    """The options of ``import``."""
+    parser = command_parser(
+        "import",
+        "Reads a Hugging Face Marian or Pegasus folder and writes one that the other commands take as a checkpoint.",
+        "The tokenizer must be one that export --format huggingface wrote, or two sentencepiece unigram models with\n"
+        "one vocabulary, as OPUS-MT has them; the weights may have been trained on.\n\n"
+        "examples:\n"
+        "  lit-transformer import opus-mt-en-de imported\n"
+        "  lit-transformer translate imported 'I love cats'\n"
+        "  lit-transformer fit --config more.yaml --init_from imported",
+    )
+    parser.add_argument("folder", help="the folder that transformers wrote, or export --format huggingface")
+    parser.add_argument("output", help="the folder to write; it must be new, or empty")
+    return parser
+
+
+def push_parser() -> CommandParser:
+    """The options of ``push``."""
+    parser = command_parser(
+        "push",
+        "Writes a model with a card to the Hub of Hugging Face, as safetensors; Translator.from_pretrained reads it.",
+        "Log in first with hf auth login, or set HF_TOKEN. Scores are those that test wrote into the run's folder.\n\n"
+        "examples:\n"
+        "  lit-transformer push runs/tiny me/tiny-en-de --language en de --license apache-2.0\n"
+        "  lit-transformer translate me/tiny-en-de 'I love cats'",
+    )
+    parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
+    parser.add_argument("name", help="owner/name of the repository, which is made if need be")
+    parser.add_argument("--language", nargs="+", default=[], metavar="CODE", help="for the card, source first: en de")
+    parser.add_argument("--license", help="for the card, such as apache-2.0")
+    parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="for the card: what it was trained on")
+    parser.add_argument("--scores", metavar="FILE", help="for the card (default: test.scores.json of the run, if any)")
+    parser.add_argument("--private", action="store_true", help="whether a new repository is private")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch to write to (default: main)")
+    return parser
+
+
+def push(arguments: list[str]) -> None:
+    """Runs ``lit-transformer push``."""
+    options = push_parser().parse_args(arguments)
+    from lit_transformer.exchange import push_to_hub
+    from lit_transformer.hub import check_name
+    from lit_transformer.translator import Translator
+
+    check_name(options.name)
+    address = push_to_hub(
+        Translator.from_pretrained(options.checkpoint),
+        options.name,
+        _scores(options.checkpoint, options.scores),
+        tuple(options.language),
+        options.license,
+        tuple(options.dataset),
+        options.private or None,
+        options.revision,
+    )
+    sys.stdout.write(f"{address}\n")
+
+
+def _scores(checkpoint: str, name: str | None) -> dict[str, Any]:
+    """What ``test`` left in the folder of the run, or in the named file."""
+    path = Path(name) if name else Path(checkpoint) / "test.scores.json"
+    if not name and not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--scores {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is no file of scores: {error}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
+        raise InputError(f"{path} is no file of scores as test writes it")
+    return content
+
+
+def export(arguments: list[str]) -> None:
+    """Runs ``lit-transformer export``."""
+    options = export_parser().parse_args(arguments)
+    folder = _new_folder(options.folder)
+    from lit_transformer import exchange
+    from lit_transformer.translator import Translator
+
+    translator = Translator.from_pretrained(options.checkpoint)
+    if options.format == "safetensors":
+        translator.save(folder)
+    else:
+        getattr(exchange, f"export_{options.format}")(translator, folder)
+    _list(folder)
+
+
+def import_(arguments: list[str]) -> None:
+    """Runs ``lit-transformer import``."""
+    options = import_parser().parse_args(arguments)
+    folder = _new_folder(options.output)
+    from lit_transformer.exchange import import_huggingface
+
+    import_huggingface(options.folder).save(folder)
+    _list(folder)
+
+
+def _new_folder(name: str) -> Path:
+    """The folder to write to, if nothing can be overwritten there."""
+    folder = Path(name)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is not an empty folder; name a new one")
+    return folder
+
+
+def _list(folder: Path) -> None:
+    sys.stdout.writelines(f"{path}\n" for path in sorted(folder.iterdir()))
+
+
+def run(arguments: list[str]) -> None:
+    """Runs the command that ``arguments`` begins with."""
+    {"export": export, "import": import_, "push": push}[arguments[0]](arguments[1:])

@@ -1,0 +1,110 @@
+"""Pushing to the Hub and fetching from it, against a stand-in on loopback; each error is one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hub_standin import TOKEN, Hub, running_hub
+from tiny_run import sentences
+from tiny_run import tiny_run as tiny_run
+
+from lit_transformer import Translator
+
+NAME = "somebody/tiny-en-de"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running_hub() as hub:
+        yield hub
+
+
+class Shell:
+    """Runs commands in processes of their own: the Hub's package reads its settings when it is imported."""
+
+    def __init__(self, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("HF_HOME", str(folder / "home"))
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def __call__(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lit_transformer", *map(str, arguments)]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, encoding="utf-8", check=False)
+
+    def fails_with(self, words: str, *arguments: object) -> None:
+        done = self(*arguments)
+        assert done.returncode == 1, done.stderr
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.fixture
+def shell(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(tmp_path, hub.url, monkeypatch)
+
+
+def test_there_and_back_with_a_card(
+    shell: Shell, hub: Hub, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    scores = {
+        "scores": {"bleu": {"value": 37.36, "signature": "nrefs:1|tok:13a|version:2.6.0"}},
+        "config": {"seed_everything": 1, "model": {"label_smoothing": 0.1}, "data": {"train": "/home/somebody/secret"}},
+    }
+    (run / "test.scores.json").write_text(json.dumps(scores), encoding="utf-8")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    options = ("--language", "en", "de", "--license", "cc-by-4.0", "--dataset", "multi30k", "--private")
+    pushed = shell("push", run, NAME, *options)
+    assert pushed.returncode == 0, pushed.stderr
+    files = hub.repositories[NAME]["main"]
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+    assert pushed.stdout.startswith(f"{hub.url}/{NAME}/commit/")
+    assert hub.private == {NAME}
+
+    card = files["README.md"].decode()
+    _, head, text = card.split("---\n", 2)
+    told = yaml.safe_load(head)
+    assert (told["language"], told["license"], told["datasets"]) == (["en", "de"], "cc-by-4.0", ["multi30k"])
+    assert (told["metrics"], told["library_name"]) == (["bleu"], "lit-transformer")
+    assert told["model-index"][0]["results"][0]["metrics"] == [{"type": "bleu", "value": 37.36}]
+    assert r"| bleu | 37.4 | `nrefs:1\|tok:13a\|version:2.6.0` |" in text
+    assert "label_smoothing" in text
+    assert "secret" not in text
+
+    lines = sentences(3, seed=5)
+    translated = shell("translate", NAME, *lines)
+    assert translated.stdout.splitlines() == Translator.from_pretrained(tiny_run)(lines), translated.stderr
+
+    hub.failure = 503  # from here on the cache has to do
+    assert shell("translate", NAME, *lines).stdout == translated.stdout
+    hub.failure = None
+    assert shell("push", tiny_run / "checkpoints" / "step=50.ckpt", NAME, "--revision", "early").returncode == 0
+    assert hub.repositories[NAME]["early"]["model.safetensors"] != files["model.safetensors"]
+    assert b"37.4" not in hub.repositories[NAME]["early"]["README.md"]
+
+
+def test_each_error_is_one_sentence(shell: Shell, hub: Hub, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.fails_with("log in (hf auth login)", "push", tiny_run, NAME)
+    shell.fails_with("write owner/name", "push", tiny_run, "only-a-name")
+    shell.fails_with("no somebody/nothing on the Hub you may see", "translate", "somebody/nothing", "one")
+    hub.repositories["somebody/else"] = {"main": {"model.safetensors": b"x", "config.json": b"{}"}}
+    shell.fails_with("it has no tokenizer.json", "translate", "somebody/else", "one")
+    hub.failure = 500
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    shell.fails_with("status 500", "push", tiny_run, NAME)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    shell.fails_with("cannot be reached", "translate", "somebody/other", "one")
+    shell.fails_with("cannot be reached", "push", tiny_run, NAME)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shell.fails_with("cannot be reached", "translate", "somebody/other", "one")
