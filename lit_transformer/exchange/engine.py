@@ -26,6 +26,8 @@ from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.translator import WEIGHTS_FILE, AttentionView, Translator, local_folder
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
+Engine = Literal["torch", "ctranslate2"]
+
 VOCABULARY_FILE = "shared_vocabulary.json"
 _COMPUTE_TYPES = {"float32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _PATIENCE = 3  # beams' worth of finished hypotheses to wait for; ours are then among them, see CTranslate2Translator
@@ -34,7 +36,7 @@ _FORBIDDEN = {PAD_ID, BOS_ID}  # which a translation never holds
 _MANY = 256  # lines from which on each core translates batches of its own
 
 
-def load_translator(path: str | Path, engine: Literal["torch", "ctranslate2"] = "torch", **options: Any) -> Translator:
+def load_translator(path: str | Path, engine: Engine = "torch", **options: Any) -> Translator:
     """A translator of the engine that is asked for; both take the same options and give the same translations.
 
     Args:

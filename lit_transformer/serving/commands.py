@@ -72,6 +72,12 @@ def serve_parser() -> CommandParser:
         help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
     )
     parser.add_argument(
+        "--engine",
+        choices=("torch", "ctranslate2"),
+        default="torch",
+        help="ctranslate2 is faster on CPUs, has no attention view, and needs the extra (default: torch)",
+    )
+    parser.add_argument(
         "--num_workers", type=positive, default=1, help="processes that translate, each with the model (default: 1)"
     )
     parser.add_argument("--src_lang", metavar="CODE", type=_lang, help="source language for the page, such as en")
@@ -152,6 +158,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         precision=options.precision,
         device=usable_device(options.device),
         num_threads=max(1, (os.cpu_count() or 1) // options.num_workers),
+        engine=options.engine,
     )
     limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
     about = ServedModel.load(replace(settings, device="cpu"), limits).describe()  # a bad checkpoint is told here

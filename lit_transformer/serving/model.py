@@ -11,6 +11,7 @@ from typing import Any
 from lit_transformer.attention_page import attention_grids, attention_page
 from lit_transformer.attention_view import AttentionView
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.exchange.engine import Engine, load_translator
 from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
@@ -32,6 +33,7 @@ class ModelSettings:
         precision: Of weights and arithmetic.
         device: Where to translate.
         num_threads: Threads of one worker on the CPU.
+        engine: ``torch`` or ``ctranslate2``.
     """
 
     checkpoint: str
@@ -41,6 +43,7 @@ class ModelSettings:
     precision: Precision = "float32"
     device: str = "cpu"
     num_threads: int = 1
+    engine: Engine = "torch"
 
 
 class ServedModel:
@@ -58,14 +61,15 @@ class ServedModel:
 
     @classmethod
     def load(cls, settings: ModelSettings, limits: Limits) -> ServedModel:
-        """Loads the model. Another engine is to be chosen here.
+        """Loads the model.
 
         Raises:
-            CheckpointError: If there is nothing there to translate with.
+            InputError: If there is nothing there to translate with, or the engine is missing.
         """
         search = BeamSearch(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
-        translator = Translator.from_pretrained(
+        translator = load_translator(
             settings.checkpoint,
+            settings.engine,
             search=search,
             max_length=settings.max_length,
             precision=settings.precision,

@@ -232,3 +232,20 @@ def test_the_json_is_utf8(app: ServingApp) -> None:
     assert answer.headers["content-type"] == "application/json; charset=utf-8"
     assert "고양이" in answer.body.decode()
     assert json.loads(answer.body)["results"][0]["source"] == "고양이"
+
+
+def test_ctranslate2_serves_the_same_translations(
+    app: ServingApp, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ctranslate2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    engine = ServedModel.load(ModelSettings(str(tiny_model), max_length=40, engine="ctranslate2"), LIMITS)
+    batcher = Batcher([ThreadWorker(engine)], max_batch_size=8, batch_timeout=0.05, max_queue=100, timeout=30)
+    other = ServingApp(batcher, LIMITS, {"version": "1"}, hosts={"localhost"})
+    expected, found = (run(one, *(post({"text": text}) for text in SENTENCES)) for one in (app, other))
+    for one, two in zip(expected, found, strict=True):
+        mine, theirs = (answer.content["results"][0]["translations"][0] for answer in (one, two))
+        assert mine["text"] == theirs["text"]
+        assert mine["score"] == pytest.approx(theirs["score"], abs=1e-3)
+    (refused,) = run(other, post({"text": "I love cats", "attention": True}))
+    assert refused.status == 422
