@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_transformer.alignment import Link
+from lit_transformer.attention_view import AttentionView
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
@@ -23,7 +25,7 @@ from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
 from lit_transformer.nn.products import Precision, check_precision
-from lit_transformer.translator import WEIGHTS_FILE, AttentionView, Translator, local_folder
+from lit_transformer.translator import WEIGHTS_FILE, Translator, local_folder
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 Engine = Literal["torch", "ctranslate2"]
@@ -127,6 +129,10 @@ class CTranslate2Translator(Translator):
 
     def attention(self, source: str, target: str | None = None) -> AttentionView:
         """Not possible: CTranslate2 does not tell what every head looks at."""
+        raise InputError(f"{self.folder} is for CTranslate2, which shows no attention: take the checkpoint instead")
+
+    def align(self, pairs: Iterable[tuple[str, str]], layer: int | None = None) -> Iterator[list[Link]]:
+        """Not possible: alignments are read off the attention."""
         raise InputError(f"{self.folder} is for CTranslate2, which shows no attention: take the checkpoint instead")
 
     def save(self, folder: str | Path) -> Path:
