@@ -74,7 +74,7 @@ def translate_parser() -> argparse.ArgumentParser:
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
         "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
-        "the source, words counted from 0 between white space (Pharaoh format).\n\n"
+        "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n\n"
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
         "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1\n"
@@ -162,7 +162,7 @@ def translate(options: argparse.Namespace) -> None:
     ).to(usable_device(options.device or ("cpu" if options.compile else None)))
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
-    if options.alignment == options.output:
+    if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
         raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
     with ExitStack() as stack:
         given = given_lines(options.text) if options.text else _read_lines(stack, options.input)
