@@ -66,6 +66,7 @@ USED_BY = {
     "writer": {"predict"},
     "checkpoint": {"fit"},
 }
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # which weights do not depend on
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 CALLBACK_DEFAULTS = {
     "bleu.output_path": "{run}/test.hyp.txt",
@@ -152,7 +153,8 @@ class TranslationCLI(LightningCLI):
             "--init_from",
             type=str | None,
             default=None,
-            help="Lets fit begin with the network and tokenizer of an imported or exported folder or a checkpoint.",
+            help="Lets fit begin with the network and tokenizer of an imported or exported folder, a checkpoint or a "
+            "model of the Hub; only dropout is the configuration's.",
         )
         parser.set_defaults({"model": MODEL_DEFAULT, "data": DATA_DEFAULT, **CALLBACK_DEFAULTS})
         network = "model.init_args.network.init_args"
@@ -171,14 +173,16 @@ class TranslationCLI(LightningCLI):
         self._find_checkpoint()
 
     def _begin_from(self) -> None:
-        """Takes the network's description and the sizes of the vocabulary from the model that fit begins with."""
+        """Takes the network's description, but for dropout, and the vocabulary from the model that fit begins with."""
         config = self.config[self.config.subcommand]
         if config.get("init_from") is None or self.config.subcommand != "fit" or config.get("ckpt_path"):
             return
         self._beginning = Translator.from_pretrained(config.init_from)
         spec, tokenizer = self._beginning.network.spec, self._beginning.tokenizer
         network = config.model.init_args.network
-        network.class_path, network.init_args = spec["class_path"], type(config)(**spec["init_args"])
+        own = network.get("init_args") or {}
+        kept = {name: own[name] for name in DROPOUTS if name in own and name in spec["init_args"]}
+        network.class_path, network.init_args = spec["class_path"], type(config)(**{**spec["init_args"], **kept})
         data = config.data.init_args
         data.tokenizer, data.tokenizer_path = None, str(self._root / "tokenizer.json")
         data.vocab_size, data.src_vocab_size = (

@@ -166,9 +166,11 @@ def test_an_imported_folder_is_translated_with_looked_into_and_trained_on(tmp_pa
         },
     }  # fmt: skip
     (tmp_path / "more.yaml").write_text(json.dumps(config), encoding="utf-8")
-    finished = lit("fit", "--config", tmp_path / "more.yaml", "--init_from", back)
+    dropout = "--model.network.dropout", "0.45"
+    finished = lit("fit", "--config", tmp_path / "more.yaml", "--init_from", back, *dropout)
     assert finished.status == 0, finished.err
     trained = Translator.from_pretrained(tmp_path / "run")
+    assert trained.network.dropout == 0.45
     assert trained.tokenizer.to_state() == translator.tokenizer.to_state()
     for name, tensor in translator.network.state_dict().items():  # the learning rate was 0
         assert torch.equal(trained.network.state_dict()[name], tensor)
