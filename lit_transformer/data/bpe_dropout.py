@@ -14,7 +14,7 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError
 
 _VARIANTS = 64  # cuts that are drawn for each word
-_KEPT_CUTS = 2_000_000  # cuts in memory; those beyond are drawn anew, which gives the same
+_KEPT_CUTS = 1_000_000  # cuts in memory, 200 MB; those beyond are drawn anew, which gives the same
 
 
 class Words:
@@ -87,10 +87,9 @@ class BPEDropout:
         key = side, word, variant
         found = self._cuts.get(key)
         if found is None:
-            if len(self._cuts) >= _KEPT_CUTS:
-                self._cuts.clear()
-            draw = random.Random(f"{self.seed}/{variant}/{word}").random
-            found = self._cuts[key] = self.cut(word, side, draw)
+            found = self.cut(word, side, random.Random(f"{self.seed}/{variant}/{word}").random)
+            if len(self._cuts) < _KEPT_CUTS:  # the first words of a corpus are mostly its frequent ones
+                self._cuts[key] = found
         return found
 
     def cut(self, word: Word, side: str, draw: Callable[[], float]) -> Word:
