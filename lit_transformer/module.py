@@ -267,8 +267,13 @@ class LitTransformer(L.LightningModule):
         self._tokens, self._clock, self._timed_step = [], now, self.global_step
 
     def on_train_start(self) -> None:
-        """Lets the clock start behind the first batch, which waits for data and compilers."""
+        """Lets the clock start behind the first batch, which waits for data and compilers.
+
+        Also ends an evaluation that was broken off, since weights change from here on.
+        """
         self._tokens, self._clock = [], None
+        self._is_evaluating = False
+        self._prepared.clear()
 
     def on_validation_start(self) -> None:
         """Leaves the time that validation takes out of the training speed; gathers weights that are sharded."""

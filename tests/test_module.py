@@ -623,6 +623,32 @@ def test_an_evaluation_prepares_the_network_once_and_lets_it_go() -> None:
     assert module._prepared == []
 
 
+class BreaksOff(L.Callback):
+    """Ends a validation in its middle."""
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.generate(batch.src)
+        raise RuntimeError("broken off")
+
+
+class GeneratesInTraining(L.Callback):
+    """Translates each batch of training."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.generate(batch.src)
+
+
+def test_after_an_evaluation_that_was_broken_off_weights_are_not_stale() -> None:
+    search, batch = Seen(), make_batch(make_pairs(6))
+    module = LitTransformer(Transformer(V, **SMALL), search=search)
+    with pytest.raises(RuntimeError, match="broken off"):
+        make_trainer(BreaksOff()).validate(module, loader([batch]), verbose=False)
+    module.train()
+    make_trainer(GeneratesInTraining(), max_epochs=1).fit(module, loader([batch, batch]))
+    assert [id(one) for one in search.networks].count(id(search.networks[-1])) == 1  # anew after each step
+    assert len({id(one) for one in search.networks}) == 3
+
+
 def test_generate_follows_the_precision_of_the_trainer() -> None:
     search, batch = Seen(), make_batch(make_pairs(6))
     module = LitTransformer(Transformer(V, **SMALL), search=search)

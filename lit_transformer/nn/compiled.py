@@ -106,7 +106,7 @@ class CompiledTransformer(TranslationNetwork):
         self._width = self._decoder.num_heads * (self._decoder.d_k + self._decoder.d_v)
 
     def is_current(self) -> bool:
-        """Whether the network still has the weights that were copied."""
+        """Whether the network still has the weights that were copied; see :meth:`PreparedTransformer.is_current`."""
         return self.prepared.is_current()
 
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
@@ -116,9 +116,10 @@ class CompiledTransformer(TranslationNetwork):
     @torch.no_grad()
     def start(self, src: Int[Tensor, "B S"]) -> CompiledState:
         """Reads the source ids ``(B, S)`` once; the state has one row for each sentence."""
-        memory, mask = self.prepared.read(src)
-        both = [layer.cross_key_value(memory) for layer in self.prepared.decoder_layers]
-        return CompiledState(torch.stack(both), None if mask is None else mask.contiguous())
+        with torch.autocast("cpu", enabled=False):  # the source is read as float32
+            memory, mask = self.prepared.read(src)
+            both = [layer.cross_key_value(memory) for layer in self.prepared.decoder_layers]
+            return CompiledState(torch.stack(both).float().contiguous(), None if mask is None else mask.contiguous())
 
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, "R"], state: DecoderState) -> tuple[Float[Tensor, "R V"], CompiledState]:
@@ -130,15 +131,33 @@ class CompiledTransformer(TranslationNetwork):
 
         Raises:
             TypeError: If the state comes from another kind of network.
+            ValueError: If the state has another number of rows, or comes from a network of other sizes.
         """
         if not isinstance(state, CompiledState):
             raise TypeError(f"step needs the CompiledState that start returned, got {type(state).__name__}")
-        x = self.prepared.embed(tokens, state.length).contiguous()
+        self._check(tokens, state)
+        with torch.autocast("cpu", enabled=False):
+            x = self.prepared.embed(tokens, state.length).float().contiguous()
+        x = x.view(len(tokens), self._decoder.d_model)
         past = state.past.room(self._decoder.num_layers, len(tokens), self._width, x)
         logits = x.new_empty(len(tokens), self.vocab_size)
         self._run(ctypes.byref(self._decoder), ctypes.byref(state.pointers(past)), x.data_ptr(), logits.data_ptr())
         state.length = state.past.length = state.length + 1
         return logits, state
+
+    def _check(self, tokens: Tensor, state: CompiledState) -> None:
+        """Nobody checks bounds once the compiled code runs."""
+        num_rows = len(state.rows.owners)
+        if tokens.shape != (num_rows,):
+            raise ValueError(
+                f"step needs one token for each row of the state, ({num_rows},), got {tuple(tokens.shape)}"
+            )
+        num_layers, width = state.memory.size(0), state.memory.size(3)
+        if (num_layers, width) != (self._decoder.num_layers, self._width):
+            raise ValueError(
+                f"step needs a state of its own network, with {self._decoder.num_layers} layers of {self._width} "
+                f"features, got {num_layers} of {width}"
+            )
 
     def _fill(self, network: Transformer, precision: Precision) -> _Decoder:
         layers = decoder_layers(network)
@@ -226,7 +245,7 @@ def _library() -> ctypes.CDLL:
     """The compiled step, from the cache or built now.
 
     Raises:
-        InputError: If there is no C compiler, it fails, or the cache cannot be written.
+        InputError: If there is no C compiler, it fails, or the cache cannot be used or is not the user's own.
     """
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
     compiler = next((found for name in names if (found := shutil.which(name))), None)
@@ -236,26 +255,50 @@ def _library() -> ctypes.CDLL:
     key = hashlib.sha256(_SOURCE.read_bytes() + machine.encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-transformer"
     target = cache / f"decoder_step-{key}.so"
-    if not target.is_file():
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                _build(compiler, Path(folder) / target.name).replace(target)  # nobody meets half a file
-        except OSError as error:
-            raise InputError(f"the compiled step cannot be kept in {cache} ({error}); set XDG_CACHE_HOME") from None
-    library = ctypes.CDLL(str(target))
+    try:
+        library = _load(target) or _build(compiler, target)
+    except OSError as error:
+        raise InputError(f"the compiled step cannot be kept in {cache} ({error}); set XDG_CACHE_HOME") from None
     library.decoder_step.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p]
     library.decoder_step.restype = None
     return library
 
 
-def _build(compiler: str, target: Path) -> Path:
-    command = [compiler, *_FLAGS, "-o", str(target), str(_SOURCE), "-lm"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
-        raise InputError(f"{compiler} cannot build the compiled step: {reason}")
-    return target
+def _load(target: Path) -> ctypes.CDLL | None:
+    """What is in the cache, if it is there and whole."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(target.parent)
+    if not target.is_file():
+        return None
+    _check_owner(target)
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:  # damaged
+        target.unlink(missing_ok=True)
+        return None
+
+
+def _check_owner(path: Path) -> None:
+    """Code is loaded only from where nobody else can have put it."""
+    found = path.stat()
+    if found.st_uid not in (0, os.getuid()) or found.st_mode & 0o022:
+        raise InputError(
+            f"the compiled step is not loaded from {path}, which another user owns or others can write to; "
+            "remove it or set XDG_CACHE_HOME to a folder of your own"
+        )
+
+
+def _build(compiler: str, target: Path) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        command = [compiler, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), "no message")
+            raise InputError(f"{compiler} cannot build the compiled step: {reason}")
+        built.chmod(0o700)
+        built.replace(target)  # nobody meets half a file
+    return ctypes.CDLL(str(target))
 
 
 def _processor() -> str:

@@ -95,11 +95,17 @@ INLINE void multiply_bytes(const int8_t *panel, const uint8_t *x, int64_t inputs
         for (int v = 0; v < VECTORS; v++) result->int_vectors[r][v] = sums[r][v];
 }
 
-/* Rounds a row to 8 bits, 128 for zero; returns the size of a unit. */
+/* Rounds a row to 8 bits, 128 for zero; returns the size of a unit, NaN if a number is not finite. */
 static float round_row(const float *x, int64_t inputs, int64_t room, uint8_t *bytes) {
-    float most = 1e-12f;
+    float most = 1e-12f, nothing = 0;
 #pragma omp simd reduction(max : most)
     for (int64_t k = 0; k < inputs; k++) most = fabsf(x[k]) > most ? fabsf(x[k]) : most;
+#pragma omp simd reduction(+ : nothing)
+    for (int64_t k = 0; k < inputs; k++) nothing += x[k] * 0; /* NaN once an infinity or NaN is among them */
+    if (nothing != 0) {
+        memset(bytes, 128, room);
+        return nothing;
+    }
     float factor = 127 / most;
     for (int64_t k = 0; k < inputs; k++) bytes[k] = (uint8_t)(int32_t)(x[k] * factor + 128.5f);
     memset(bytes + inputs, 128, room - inputs);
@@ -179,7 +185,7 @@ static void attend(const Decoder *d, const float *query, const float *keys, cons
 
 static void activate(int64_t kind, float *x, int64_t size) {
     for (int64_t i = 0; i < size; i++) {
-        if (kind == RELU) x[i] = x[i] > 0 ? x[i] : 0;
+        if (kind == RELU) x[i] = x[i] < 0 ? 0 : x[i]; /* so that NaN stays */
         else if (kind == GELU) x[i] = x[i] / 2 * (1 + erff(x[i] * (float)M_SQRT1_2));
         else x[i] = x[i] / (1 + expf(-x[i]));
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -58,6 +59,12 @@ def keep_or_drop(shape: Sequence[int], p: float) -> tuple[Tensor, float]:
     words = torch.empty(-(-num_features // 4), dtype=torch.int64).random_(-(1 << 63), None)
     chances = words.view(torch.int16)[:num_features].view(shape)  # uniform from -32768 to 32767
     return chances.ge_(threshold - _LEVELS // 2).to(torch.int8), _LEVELS / (_LEVELS - threshold)
+
+
+def is_dropout(module: nn.Module) -> TypeGuard[nn.Dropout]:
+    """Whether a module drops single features and does nothing else, so that it can be left out of an evaluation."""
+    forwards = (nn.Dropout.forward, Dropout.forward)
+    return isinstance(module, nn.Dropout) and type(module).forward in forwards and "forward" not in vars(module)
 
 
 def can_draw(p: float) -> bool:

@@ -18,8 +18,8 @@ from lit_transformer.interfaces import DecoderState, TranslationNetwork
 from lit_transformer.nn.attention import MultiHeadAttention
 from lit_transformer.nn.decoder import DecoderLayer, LayerMemory, SentenceRows, TransformerState
 from lit_transformer.nn.encoder import EncoderLayer
-from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
-from lit_transformer.nn.obstacles import obstacle
+from lit_transformer.nn.layers import ResidualNorm
+from lit_transformer.nn.obstacles import is_own_feed_forward, obstacle
 from lit_transformer.nn.products import Precision, Product, check_precision
 from lit_transformer.nn.transformer import Transformer
 
@@ -66,7 +66,11 @@ class PreparedTransformer(TranslationNetwork):
         self._projection = Product([network.projection], precision)
 
     def is_current(self) -> bool:
-        """Whether the network still has the weights that were copied."""
+        """Whether the network still has the weights that were copied, as far as torch can tell.
+
+        Steps of fused optimizers, writing through ``parameter.data``, and changes of inference tensors, modules and
+        settings such as ``eps`` leave no trace: prepare the network anew after those.
+        """
         return self._versions == _versions(self.network)
 
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
@@ -315,28 +319,40 @@ def _split_heads(features: Tensor, num_heads: int) -> Tensor:
 
 def _feed_forward(module: nn.Module, precision: Precision) -> Callable[[Tensor], Tensor]:
     """The feed-forward sub-layer as two products, or as it is where it is somebody's own."""
-    if type(module) is not PositionwiseFeedForward or module.inner.bias is None:
-        return lambda x: module(x.float().unsqueeze(1) if x.dim() == 2 else x.float()).view(x.shape).to(x.dtype)
-    is_relu = isinstance(module.activation, nn.ReLU)
+    if not is_own_feed_forward(module) or module.inner.bias is None:
+        return _as_it_is(module)
+    is_relu = type(module.activation) is nn.ReLU
     inner = Product([module.inner], precision, relu=is_relu)
     outer = Product([module.outer], precision)
     return (lambda x: outer(inner(x))) if is_relu else (lambda x: outer(module.activation(inner(x))))
 
 
 def _norm(module: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    if type(module) is not nn.LayerNorm:
-        return lambda x: module(x.float()).to(dtype)
+    if type(module) is not nn.LayerNorm or "forward" in vars(module):
+        return _as_it_is(module)
     weight, bias = (None if p is None else p.detach().to(dtype) for p in (module.weight, module.bias))
     shape, eps = list(module.normalized_shape), module.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
 
+def _as_it_is(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Somebody's own module, given what the plain network gives it: ``(B, T, D)`` in the precision of its weights."""
+    own = _dtype_of(module)
+    return lambda x: module(x.to(own).unsqueeze(1) if x.dim() == 2 else x.to(own)).reshape(x.shape).to(x.dtype)
+
+
 def _attend(attention: MultiHeadAttention, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """The attention rule; one that somebody wrote gets float32, the precision of its weights."""
-    if dtype is torch.float32 or type(attention).attend is MultiHeadAttention.attend:
+    """The attention rule; one that somebody wrote gets the precision of its weights."""
+    own = _dtype_of(attention)
+    is_plain = "attend" not in vars(attention) and type(attention).attend is MultiHeadAttention.attend
+    if dtype is own or is_plain:
         return attention.attend
 
     def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        return attention.attend(query.float(), keys.float(), values.float(), mask).to(dtype)
+        return attention.attend(query.to(own), keys.to(own), values.to(own), mask).to(dtype)
 
     return attend
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in module.parameters()), torch.float32)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from torch import nn
 
 from lit_transformer.nn.attention import MultiHeadAttention
 from lit_transformer.nn.decoder import Decoder, DecoderLayer
+from lit_transformer.nn.dropout import is_dropout
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
 from lit_transformer.nn.products import Precision
@@ -13,10 +16,10 @@ from lit_transformer.nn.transformer import Transformer
 
 # What is done differently there; who overrides one of these must get what they wrote.
 _REPLACED: dict[type[nn.Module], tuple[str, ...]] = {
-    Transformer: ("start", "step", "encode", "project", "_encode", "_source_mask"),
+    Transformer: ("start", "step", "encode", "project", "_encode", "_embed_target", "_source_mask"),
     Encoder: ("forward",),
     EncoderLayer: ("forward",),
-    Decoder: ("start", "step"),
+    Decoder: ("start", "step", "_finish"),
     DecoderLayer: ("start", "step"),
     MultiHeadAttention: ("forward", "keys_and_values", "read", "_split_heads"),
     ResidualNorm: ("forward",),
@@ -48,13 +51,35 @@ def obstacle(network: nn.Module) -> str | None:
     known += [(getattr(attention, name), nn.Linear) for attention in attentions for name in projections]
     known.append((network.projection, nn.Linear))
     for module, kind in known:
-        if not isinstance(module, kind) or any(
-            getattr(type(module), name) is not getattr(kind, name) for name in _REPLACED.get(kind, ("forward",))
-        ):
+        if not is_own(module, kind):
             return f"{type(module).__name__} is not the package's own {kind.__name__}"
+    dropouts = [module.dropout for module, kind in known if kind is ResidualNorm]
+    for dropout in (network.embedding_dropout, *dropouts):
+        if not isinstance(dropout, nn.Module) or not is_dropout(dropout):
+            return f"{type(dropout).__name__} stands in the place of a Dropout"
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         return "it has forward hooks"
     return None
+
+
+def is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of that kind, and nobody overrode what is done differently, in a class or in an object."""
+    return isinstance(module, kind) and not any(
+        name in vars(module) or getattr(type(module), name) is not getattr(kind, name)
+        for name in _REPLACED.get(kind, ("forward",))
+    )
+
+
+def is_own_feed_forward(module: nn.Module) -> TypeGuard[PositionwiseFeedForward]:
+    """Whether a feed-forward sub-layer is two linear layers around an activation function that the package has."""
+    return (
+        type(module) is PositionwiseFeedForward
+        and is_own(module, PositionwiseFeedForward)
+        and is_own(module.inner, nn.Linear)
+        and is_own(module.outer, nn.Linear)
+        and type(module.activation) in ACTIVATION_KINDS
+        and is_dropout(module.dropout)
+    )
 
 
 def compile_obstacle(network: nn.Module, precision: Precision) -> str | None:
@@ -65,24 +90,23 @@ def compile_obstacle(network: nn.Module, precision: Precision) -> str | None:
     layers = decoder_layers(network)
     for layer in layers:
         for attention in (layer.self_attention, layer.cross_attention):
-            if type(attention).attend is not MultiHeadAttention.attend:
+            if "attend" in vars(attention) or type(attention).attend is not MultiHeadAttention.attend:
                 return f"{type(attention).__name__} has an attention rule of its own"
         forward = layer.feed_forward
-        if type(forward) is not PositionwiseFeedForward or not _is_known(forward):
+        if not is_own_feed_forward(forward) or not _is_exact(forward.activation):
             return f"{type(forward).__name__} is not as the package builds it"
     norms = [residual.norm for layer in layers for residual in residuals(layer)]
     for norm in (*norms, network.decoder.final_norm):
         if norm is not None and type(norm) is not nn.LayerNorm:
             return f"{type(norm).__name__} is not LayerNorm"
+    places = {residual.is_pre_norm for layer in layers for residual in residuals(layer)}
     kinds = {(sizes_of(layer), type(own_feed_forward(layer).activation)) for layer in layers}
     heads = {(part.num_heads, part.d_k, part.d_v) for n in layers for part in (n.self_attention, n.cross_attention)}
-    return "its decoder layers are not all alike" if max(len(kinds), len(heads)) > 1 else None
+    return "its decoder layers are not all alike" if max(len(places), len(kinds), len(heads)) > 1 else None
 
 
-def _is_known(forward: PositionwiseFeedForward) -> bool:
-    activation = forward.activation
-    is_exact = not isinstance(activation, nn.GELU) or activation.approximate == "none"
-    return type(activation) in ACTIVATION_KINDS and is_exact and type(forward.inner) is type(forward.outer) is nn.Linear
+def _is_exact(activation: nn.Module) -> bool:
+    return not isinstance(activation, nn.GELU) or activation.approximate == "none"
 
 
 def decoder_layers(network: Transformer) -> list[DecoderLayer]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.nn.attention import MultiHeadAttention, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer
-from lit_transformer.nn.dropout import Dropout, can_draw, keep_or_drop
+from lit_transformer.nn.dropout import Dropout, can_draw, is_dropout, keep_or_drop
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
 from lit_transformer.nn.layers import ACTIVATIONS, PositionwiseFeedForward, ResidualNorm
@@ -188,6 +188,8 @@ def can_pack(network: nn.Module) -> TypeGuard[Transformer]:
     is_half = dtype == torch.bfloat16 and weight.dtype == torch.float32 and has_fast_bfloat16()
     if weight.device.type != "cpu" or not (is_exact or is_half):
         return False
+    if not is_dropout(network.embedding_dropout):  # another one may not take tokens in one row
+        return False
     return all(map(_is_our_own, network.modules())) and all(
         _is_usual(stack, kind) for stack, kind in ((network.encoder, EncoderLayer), (network.decoder, DecoderLayer))
     )
@@ -238,4 +240,5 @@ def _is_usual_layer(layer: nn.Module) -> bool:
         and network.inner.bias is not None
         and network.outer.bias is not None
         and type(network.activation) in ACTIVATIONS.values()
+        and is_dropout(network.dropout)
     )

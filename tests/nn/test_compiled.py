@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_inference import SIZES, VARIANTS, OwnParts, randomised, source, walk
+from test_inference import CHANGES, SIZES, VARIANTS, OwnParts, randomised, source, walk
 from torch import nn
 
 from lit_transformer.decoding import BeamSearch, GreedySearch
@@ -16,7 +16,7 @@ from lit_transformer.interfaces import InputError
 from lit_transformer.nn import Transformer, compiled
 from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.inference import PreparedTransformer
-from lit_transformer.nn.obstacles import compile_obstacle
+from lit_transformer.nn.obstacles import compile_obstacle, obstacle
 from lit_transformer.vocabulary import EOS_ID, PAD_ID
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("cc") or shutil.which("gcc")), reason="needs a C compiler")
@@ -118,6 +118,59 @@ def test_teacher_forcing_uses_the_plain_network_and_other_states_are_refused():
         fast.step(src[:, 0], network.start(src))
 
 
+@needs_compiler
+@pytest.mark.parametrize("change", CHANGES)
+@torch.inference_mode()
+def test_whatever_somebody_changed_counts_or_stands_in_the_way(change):
+    torch.manual_seed(0)
+    network, src = randomised(Transformer(**SIZES)), source()
+    CHANGES[change](network)
+    network.eval()
+    if obstacle(network) or compile_obstacle(network, "float32"):
+        with pytest.raises(ValueError, match="the network cannot be"):
+            CompiledTransformer(network)
+        return
+    assert "encoder" in change
+    for ours, theirs in zip(walk(CompiledTransformer(network), src, 3), walk(network, src, 3), strict=True):
+        assert (ours - theirs).norm() < 1e-4 * theirs.norm()
+
+
+@needs_compiler
+def test_what_would_lead_past_the_end_of_memory_is_refused():
+    fast, src = CompiledTransformer(Transformer(**SIZES).eval()), source()
+    message = r"step needs one token for each row of the state, \(5,\), got "
+    for tokens in (src[:1, 0], torch.cat([src[:, 0], src[:, 0]])):
+        with pytest.raises(ValueError, match=message):
+            fast.step(tokens, fast.start(src))
+    wider = CompiledTransformer(Transformer(**{**SIZES, "d_model": 32}).eval())
+    with pytest.raises(ValueError, match="with 2 layers of 64 features, got 2 of 32"):
+        wider.step(src[:, 0], fast.start(src))
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_under_autocast_everything_stays_float32():
+    torch.manual_seed(0)
+    fast, src = CompiledTransformer(randomised(Transformer(**SIZES))), source()
+    expected = walk(fast, src, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = walk(fast, src, 5)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@torch.no_grad()
+def test_broken_weights_give_no_scores(precision, value):
+    network, src = Transformer(**SIZES).eval(), source()
+    network.decoder.layers[0].feed_forward.inner.bias.fill_(value)
+    fast = CompiledTransformer(network, precision)
+    assert fast.step(src[:, 0], fast.start(src))[0].isnan().all()
+    assert network.step(src[:, 0], network.start(src))[0].isnan().all()
+
+
 def test_what_cannot_be_compiled_is_named():
     network = Transformer(**SIZES).eval()
     assert compile_obstacle(network, "float32") is None
@@ -144,6 +197,49 @@ def test_it_is_built_once(tmp_path, monkeypatch):
     CompiledTransformer(network)
     assert [built.stat().st_mtime_ns] == [one.stat().st_mtime_ns for one in (tmp_path / "lit-transformer").iterdir()]
     assert built.stat().st_mtime_ns == written
+
+
+@needs_compiler
+def test_a_damaged_file_is_built_again_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network, folder, build, paths = Transformer(**SIZES).eval(), tmp_path / "lit-transformer", compiled._build, []
+
+    def damage(compiler, target):
+        paths.append(target)
+        target.write_bytes(b"half a file")
+        target.chmod(0o700)
+        return compiled.ctypes.CDLL(str(target))
+
+    monkeypatch.setattr(compiled, "_build", damage)
+    for number in (1, 2):
+        with pytest.raises(InputError, match=rf"cannot be kept in {folder} \(.*\); set XDG_CACHE_HOME"):
+            CompiledTransformer(network)
+        assert len(paths) == number
+    monkeypatch.setattr(compiled, "_build", build)
+    CompiledTransformer(network)
+    assert paths[0].stat().st_size > 1000
+
+
+@needs_compiler
+def test_code_that_others_can_change_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network, folder = Transformer(**SIZES).eval(), tmp_path / "lit-transformer"
+    old = os.umask(0)  # as careless as can be
+    try:
+        CompiledTransformer(network)
+    finally:
+        os.umask(old)
+    (built,) = folder.iterdir()
+    for path in (built, folder):
+        path.chmod(0o777)
+        with pytest.raises(InputError, match=f"not loaded from {path}, which another user owns or others can write to"):
+            CompiledTransformer(network)
+        path.chmod(0o700)
+    CompiledTransformer(network)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    if folder.stat().st_uid != 0:  # what root owns is trusted
+        with pytest.raises(InputError, match="another user owns"):
+            CompiledTransformer(network)
 
 
 def test_no_compiler_or_a_broken_one_is_one_sentence(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """The prepared network against the plain one, its reference; and that nothing somebody wrote is left out."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from lit_transformer.nn import MultiHeadAttention, PreparedTransformer, Transformer
-from lit_transformer.nn.inference import PastTokens
+from lit_transformer.nn import Decoder, MultiHeadAttention, PositionwiseFeedForward, PreparedTransformer, Transformer
+from lit_transformer.nn.inference import PastTokens, prepare_if_possible
 from lit_transformer.nn.obstacles import obstacle
 from lit_transformer.nn.products import Product
 from lit_transformer.vocabulary import PAD_ID
@@ -158,6 +160,116 @@ def test_what_somebody_overrode_or_hooked_on_stands_in_the_way():
     assert obstacle(Transformer(**SIZES)) == "it is in training mode"
     with pytest.raises(ValueError, match="cannot be prepared: it has forward hooks"):
         PreparedTransformer(hooked)
+
+
+class WithDetour(nn.Linear):
+    """A linear layer with something added, as low-rank adapters do."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y + y.roll(1, -1)
+
+
+class Squared(nn.ReLU):
+    def forward(self, x):
+        return super().forward(x) ** 2
+
+
+class Tripled(nn.Dropout):
+    def forward(self, x):
+        return 3 * x
+
+
+class OwnTarget(Transformer):
+    def _embed_target(self, ids, start=0):
+        return 3 * super()._embed_target(ids, start)
+
+
+class OwnFinish(Decoder):
+    def _finish(self, tokens):
+        return tokens.flip(-1)
+
+
+def own_linear(network, name, side):
+    forward = getattr(network, side).layers[1].feed_forward
+    linear = getattr(forward, name)
+    setattr(forward, name, WithDetour(linear.in_features, linear.out_features))
+
+
+def own_activation(network):
+    for layer in (*network.encoder.layers, *network.decoder.layers):
+        layer.feed_forward.activation = Squared()
+
+
+def own_forward_of_one_object(network):
+    linear = network.decoder.layers[0].feed_forward.inner
+    linear.forward = lambda x: 2 * nn.Linear.forward(linear, x)
+
+
+CHANGES = {
+    "an inner layer of the decoder": lambda network: own_linear(network, "inner", "decoder"),
+    "an outer layer of the decoder": lambda network: own_linear(network, "outer", "decoder"),
+    "an inner layer of the encoder": lambda network: own_linear(network, "inner", "encoder"),
+    "the forward of one object": own_forward_of_one_object,
+    "an activation derived from ReLU": own_activation,
+    "a dropout of the embeddings": lambda network: setattr(network, "embedding_dropout", nn.Hardtanh()),
+    "a subclass of dropout": lambda network: setattr(network, "embedding_dropout", Tripled()),
+    "the target's embedding": lambda network: setattr(network, "__class__", OwnTarget),
+    "the decoder's end": lambda network: setattr(network.decoder, "__class__", OwnFinish),
+    "a dropout of a residual": lambda network: setattr(
+        network.decoder.layers[0].feed_forward_residual, "dropout", Tripled()
+    ),
+    "a dropout of a feed-forward network": lambda network: setattr(
+        network.decoder.layers[0].feed_forward, "dropout", Tripled()
+    ),
+    "where one residual normalises": lambda network: setattr(
+        network.decoder.layers[1].cross_attention_residual, "is_pre_norm", True
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.inference_mode()
+def test_whatever_somebody_changed_counts(change):
+    torch.manual_seed(0)
+    network, src = randomised(Transformer(**SIZES)), source()
+    before = walk(network, src, 3)
+    CHANGES[change](network)
+    network.eval()
+    expected, found = walk(network, src, 3), walk(prepare_if_possible(network) or network, src, 3)
+    assert not torch.allclose(expected[-1], before[-1], atol=1e-2)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+
+
+class OwnForward(PositionwiseFeedForward):
+    def forward(self, tokens):
+        return 2 * super().forward(tokens)
+
+
+class WithOwnForward(Transformer):
+    def build_feed_forward(self):
+        return OwnForward(self.d_model, self.d_ff)
+
+
+class OwnNorm(nn.LayerNorm):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Transformer, OwnParts, WithOwnForward])
+@torch.inference_mode()
+def test_own_parts_get_the_precision_of_their_weights(kind):
+    torch.manual_seed(0)
+    network, src = randomised(kind(**SIZES)).bfloat16(), source()
+    network.decoder.layers[1].feed_forward_residual.norm = OwnNorm(16).bfloat16()
+    network.eval()
+    prepared = prepare_if_possible(network)
+    assert isinstance(prepared, PreparedTransformer)
+    exact = walk(copy.deepcopy(network).float(), src, 5)
+    for fast in (prepared, PreparedTransformer(network, "float32")):
+        for ours, theirs in zip(walk(fast, src, 5), exact, strict=True):
+            assert (ours - theirs).norm() < 0.1 * theirs.norm()
 
 
 def test_a_state_of_another_network_is_refused():

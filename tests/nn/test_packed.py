@@ -176,6 +176,21 @@ def test_a_part_of_another_kind_leaves_the_network_plain():
     assert not can_pack(network)
 
 
+@pytest.mark.parametrize("dropout", [nn.Identity(), nn.Dropout1d(0.5), nn.LayerNorm(16)])
+def test_another_module_in_the_place_of_dropout_leaves_the_network_plain(dropout):
+    src, tgt = sentences()
+    tgt[:, 0] = 2
+    for place in ("embedding_dropout", "decoder.layers.1.feed_forward.dropout"):
+        network = make()
+        if isinstance(dropout, nn.LayerNorm) and place != "embedding_dropout":
+            dropout = nn.LayerNorm(48)
+        network.set_submodule(place, dropout)
+        assert not can_pack(network)
+        assert LitTransformer(network).compute_loss(TranslationBatch(src=src, tgt=tgt)).loss.isfinite()
+        network.set_submodule(place, nn.Dropout(0.5))
+        assert can_pack(network)
+
+
 def test_hooks_and_compiled_parts_leave_the_network_plain():
     network = make()
     handle = network.decoder.layers[0].register_forward_hook(lambda *_: None)
