@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_transformer.callbacks import BLEUEvaluation as BLEUEvaluation
     from lit_transformer.callbacks import CheckpointAveraging as CheckpointAveraging
     from lit_transformer.callbacks import InverseSqrtWarmup as InverseSqrtWarmup
+    from lit_transformer.callbacks import MovingAverage as MovingAverage
     from lit_transformer.callbacks import TranslationWriter as TranslationWriter
     from lit_transformer.data import ParallelCorpus as ParallelCorpus
     from lit_transformer.data import SubwordTokenizer as SubwordTokenizer
@@ -52,6 +53,7 @@ _HOMES = {
     "InverseSqrtWarmup": "callbacks",
     "LitTransformer": "module",
     "MosesBLEU": "metrics",
+    "MovingAverage": "callbacks",
     "ParallelCorpus": "data",
     "RDropTransformer": "rdrop",
     "Search": "interfaces",

@@ -329,6 +329,10 @@ class LitTransformer(L.LightningModule):
         if self._sharded is not None:
             self._sharded.release()
 
+    def notice_new_weights(self) -> None:
+        """Must be called by whoever changes weights in place (``.data``) between the start and end of an evaluation."""
+        self._prepared.clear()
+
     def on_validation_epoch_start(self) -> None:
         """Starts the means anew, also after a validation that was broken off."""
         self.val_loss.reset()

@@ -14,9 +14,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
@@ -256,7 +257,14 @@ class TranslationCLI(LightningCLI):
         config.callbacks = [*self._default_callbacks(own), *own, *self._watchers()]
         if config.logger in (None, True):
             config.logger = CSVLogger(self._root, name="logs")
-        return self._instantiate_trainer({**config, **kwargs}, [])
+        trainer = self._instantiate_trainer({**config, **kwargs}, [])
+        averages = [type(callback).__name__ for callback in own if isinstance(callback, WeightAveraging)]
+        if averages and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+            raise InputError(
+                f"{averages[0]} cannot average weights that {type(trainer.strategy).__name__} divides over processes; "
+                "leave it out of trainer.callbacks, or set trainer.strategy to ddp"
+            )
+        return trainer
 
     def _default_callbacks(self, own: list[Callback]) -> list[Callback]:
         """Those that the subcommand needs and the user has not replaced by one of the same kind."""

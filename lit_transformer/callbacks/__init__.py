@@ -7,6 +7,7 @@ from lit_transformer.callbacks.averaging import (
     write_averaged_checkpoint,
 )
 from lit_transformer.callbacks.bleu import BLEUEvaluation
+from lit_transformer.callbacks.moving_average import MovingAverage
 from lit_transformer.callbacks.pictures import AttentionPictures
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
@@ -17,6 +18,7 @@ __all__ = [
     "BLEUEvaluation",
     "CheckpointAveraging",
     "InverseSqrtWarmup",
+    "MovingAverage",
     "StopTogether",
     "TranslationWriter",
     "average_checkpoints",

@@ -1,18 +1,29 @@
-"""Lightning's moving average of the weights, by configuration: what it writes, scores, resumes and translates with."""
+"""The moving average of the weights, by configuration: what it writes, scores, resumes and translates with."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import lit, tiny_project
+from lightning.pytorch import Callback
+from standins import trainer
 from torch import Tensor
 
-from lit_transformer import Translator
+from lit_transformer import (
+    LitTransformer,
+    MovingAverage,
+    TeachingCorpus,
+    Transformer,
+    TranslationDataModule,
+    Translator,
+)
 
 DECAY = 0.6
 EMA = """
@@ -20,7 +31,7 @@ averaging: {num_checkpoints: 1}
 checkpoint: {every_n_train_steps: 1, save_top_k: -1}
 trainer:
   callbacks:
-    - class_path: lightning.pytorch.callbacks.EMAWeightAveraging
+    - class_path: lit_transformer.MovingAverage
       init_args: {decay: 0.6}
 """
 
@@ -106,3 +117,102 @@ def test_a_resumed_run_goes_on_exactly(run: Path, monkeypatch: pytest.MonkeyPatc
         one, other = checkpoint(run, step), checkpoint(run, step, "again")
         for part in ("state_dict", "current_model_state"):
             assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
+
+
+def assert_same_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
+    for part in ("state_dict", "current_model_state"):
+        assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items()), part
+    name = "network.encoder.layers.0.self_attention.query.weight"
+    assert not torch.equal(one["state_dict"][name], one["current_model_state"][name])
+
+
+@pytest.mark.parametrize("end", ["--trainer.max_epochs=1", "--trainer.max_time=00:00:00:01"])
+def test_a_run_that_ends_otherwise_keeps_the_weights_in_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.chdir(run)
+    folder = end.partition("=")[0].rpartition(".")[2]
+    if "time" in end:  # a second is over in the fifth step
+        step = LitTransformer.training_step
+
+        def slow(self: LitTransformer, *batch: Any) -> Any:
+            time.sleep(1.1 if self.trainer.global_step == 4 else 0)
+            return step(self, *batch)
+
+        monkeypatch.setattr(LitTransformer, "training_step", slow)
+    options = ("--trainer.max_steps=-1", "--checkpoint.every_n_train_steps=1000", "--trainer.val_check_interval=1000")
+    if "epochs" in end:
+        options += ("--trainer.limit_train_batches=5",)
+    finished = lit("fit", "--config=run/config.yaml", end, *options, f"--trainer.default_root_dir={folder}")
+    assert finished.status == 0, finished.err
+    (last,) = (run / folder / "checkpoints").glob("step=*.ckpt")
+    step_of = int(last.stem.removeprefix("step="))
+    assert_same_weights(checkpoint(run, step_of, folder), checkpoint(run, step_of))
+
+
+def test_an_interruption_in_validation_exchanges_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+
+    validation_step = LitTransformer.validation_step
+
+    def interrupt(self: LitTransformer, *batch: Any) -> None:
+        validation_step(self, *batch)
+        if not self.trainer.sanity_checking:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(LitTransformer, "validation_step", interrupt)
+    options = ("--checkpoint.every_n_train_steps=1000", "--trainer.default_root_dir=broken")
+    assert lit("fit", "--config=run/config.yaml", *options).status != 0
+    (last,) = (run / "broken/checkpoints").glob("*.ckpt")
+    assert_same_weights(torch.load(last, weights_only=True), checkpoint(run, 4))
+
+
+def test_callbacks_after_it_decode_with_the_average_too() -> None:
+    seen = []
+
+    class Decoder(Callback):
+        """Looks as AttentionPictures does: by a translation with the prepared network."""
+
+        def on_validation_batch_end(self, _: Any, pl_module: Any, *batch: Any) -> None:
+            pl_module.generate(torch.tensor([[5, 6, 3]]))
+
+        def on_validation_epoch_end(self, _: Any, pl_module: Any) -> None:
+            src = torch.tensor([[5, 6, 7, 3]])
+            fresh = LitTransformer(copy.deepcopy(pl_module.network), search=pl_module.search)
+            seen.append((pl_module.generate(src)[0][0].score, fresh.generate(src)[0][0].score))
+
+    torch.manual_seed(1)
+    data = TranslationDataModule(
+        train=TeachingCorpus("train", max_rows=60), val=TeachingCorpus("validation", max_rows=4), vocab_size=300,
+        max_tokens=64,
+    )  # fmt: skip
+    module = LitTransformer(Transformer(vocab_size=300, num_layers=1, d_model=16, d_ff=32, num_heads=2))
+    average = MovingAverage(decay=0.6)
+    often = {"max_steps": 4, "max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    fitted = trainer(average, Decoder(), logger=False, **often)
+    fitted.fit(module, data)
+    assert len(seen) >= 2
+    for found, fresh in seen:
+        assert found == fresh
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    fitted.validate(module, data, verbose=False)  # after training, it is the average that is scored, and that stays
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in module.state_dict().items())
+    assert seen[-1] == seen[-2]
+
+
+@pytest.mark.parametrize("name", ["lit_transformer.MovingAverage", "lightning.pytorch.callbacks.EMAWeightAveraging"])
+def test_divided_weights_are_refused_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny_project(tmp_path)
+    (tmp_path / "divided.yaml").write_text(f"""
+trainer:
+  strategy: {{class_path: lightning.pytorch.strategies.ModelParallelStrategy}}
+  callbacks: [{{class_path: {name}}}]
+""")
+    finished = lit("fit", "--config", config, "--config", "divided.yaml")
+    assert finished.status == 1
+    sentence = finished.err.splitlines()[-1]
+    assert sentence.startswith(f"lit-transformer: {name.rpartition('.')[2]} cannot average weights that ModelParallel")
+    assert "Traceback" not in finished.err
