@@ -12,6 +12,7 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
+from lit_transformer.interfaces import InputError
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.incoming import ClientGoneError, Incoming, Receive, Scope, Send
 from lit_transformer.serving.requests import (
@@ -82,6 +83,8 @@ class ServingApp:
         try:
             await self.batcher.start()
         except Exception as error:
+            if not isinstance(error, InputError):
+                logger.error("the model could not be loaded", exc_info=error)
             await send({"type": "lifespan.startup.failed", "message": f"the model could not be loaded: {error}"})
             return
         await send({"type": "lifespan.startup.complete"})

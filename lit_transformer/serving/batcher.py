@@ -18,6 +18,7 @@ from lit_transformer.serving.workers import Worker
 
 logger = logging.getLogger(__name__)
 _STOPPED = "the server is being stopped"
+_MARGIN = 1.5  # some batches take longer than the mean
 _LONGEST_RETRY = 60  # seconds that a client is told to wait at most
 
 
@@ -40,15 +41,16 @@ class Batcher:
     """Queues jobs, hands them to workers in batches, and refuses what it cannot do in time.
 
     While all workers are busy, jobs gather; the next worker that is free takes as many as fit into a batch. A free
-    worker waits ``batch_timeout`` for company. No job waits or computes longer than ``timeout``: then its client is
-    told to come again, and a worker that is still busy for nobody is replaced.
+    worker waits ``batch_timeout`` for company. No client waits longer than ``timeout``: then it is told to come again.
+    Jobs that would come too late, as far as one can tell, are refused before they cost anything. A worker that is busy
+    with one batch for longer than ``timeout`` is taken to be stuck and replaced.
 
     Args:
         workers: What translates, side by side.
         max_batch_size: Texts that are translated together; a single job may have more.
         batch_timeout: Seconds that a free worker waits for a batch to fill.
         max_queue: Texts that may wait; further ones are refused.
-        timeout: Seconds from the arrival of a job to its answer.
+        timeout: Seconds from the arrival of a job to its answer, and for a worker from a batch to its answers.
     """
 
     def __init__(
@@ -63,13 +65,19 @@ class Batcher:
         self.counts = {"answered": 0, "refused": 0, "timed_out": 0, "batches": 0}
         self._queue: deque[_Waiting] = deque()
         self._places = 0  # texts in the queue
-        self._seconds_per_text = 0.05  # a moving mean, for Retry-After
+        self._seconds_per_text = 0.05  # a moving mean
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Starts the workers; comes back when all can translate."""
-        await asyncio.gather(*(worker.start() for worker in self.workers))
+        """Starts the workers; comes back when all can translate, and stops all if one cannot."""
+        self._arrived = asyncio.Event()  # belongs to the event loop of now
+        try:
+            await asyncio.gather(*(worker.start() for worker in self.workers))
+        except BaseException:
+            for worker in self.workers:
+                worker.stop()
+            raise
         self.num_ready = len(self.workers)
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
 
@@ -90,13 +98,17 @@ class Batcher:
         """The reply to a job.
 
         Raises:
-            RequestError: If the queue is full (429), or there is no answer in time or the worker died (503).
+            RequestError: If the queue is full (429), or there is no answer in time, or none to be expected, or the
+                worker died (503).
         """
         waiting = _Waiting(job, asyncio.get_running_loop().create_future(), time.monotonic() + self.timeout)
         if self._places + waiting.places > self.max_queue and self._places:
             self.counts["refused"] += 1
             sentence = f"the server is busy: {self._places} texts are waiting already; try again later"
             raise RequestError(HTTPStatus.TOO_MANY_REQUESTS, sentence, self._retry())
+        if self._places and self._wait() + self._expected(self._places + waiting.places) > self.timeout:
+            self.counts["refused"] += 1
+            raise self._too_late()
         self._queue.append(waiting)
         self._places += waiting.places
         self._arrived.set()
@@ -113,9 +125,23 @@ class Batcher:
     def _later(self, sentence: str) -> RequestError:
         return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, sentence, self._retry())
 
+    def _too_late(self) -> RequestError:
+        return self._later(f"the server is busy and would not answer within {self.timeout:g} seconds; try again later")
+
+    def _wait(self) -> float:
+        """Seconds that the queue of now will probably take."""
+        return self._places * self._seconds_per_text / max(1, self.num_ready)
+
+    def _expected(self, places: int) -> float:
+        """Seconds to set aside for the next batch, if so many texts wait.
+
+        More than half of the timeout it never is: who comes to a free worker is served, whatever was measured before.
+        """
+        return min(_MARGIN * self._seconds_per_text * min(places, self.max_batch_size), self.timeout / 2)
+
     def _retry(self) -> dict[str, str]:
         """When it is worth to come again: once the queue of now is done."""
-        seconds = math.ceil(self._places * self._seconds_per_text / max(1, self.num_ready))
+        seconds = math.ceil(self._wait())
         return {"Retry-After": str(min(max(seconds, 1), _LONGEST_RETRY))}
 
     async def _serve(self, worker: Worker) -> None:
@@ -140,21 +166,25 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The jobs that have waited longest, as many as fit into a batch."""
+        """The jobs that have waited longest, as many as fit into a batch; those that would be late are refused."""
         batch: list[_Waiting] = []
         size = 0
+        latest = time.monotonic() + self._expected(self._places)
         while self._queue and (not batch or size + self._queue[0].places <= self.max_batch_size):
             waiting = self._queue.popleft()
             self._places -= waiting.places
+            if waiting.deadline < latest:
+                self.counts["timed_out"] += 1
+                waiting.refuse(self._too_late())
+                continue
             size += waiting.places
             batch.append(waiting)
         return batch
 
     async def _answer(self, worker: Worker, batch: list[_Waiting]) -> None:
         begin = time.monotonic()
-        limit = max(waiting.deadline for waiting in batch) - begin
-        try:
-            replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), max(limit, 0.001))
+        try:  # a batch of jobs that have waited long gets as much time as any: its worker is not to blame
+            replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), self.timeout)
         except asyncio.TimeoutError:  # all clients of the batch have been told so by now
             logger.warning("a batch of %d requests took longer than %g s and was given up", len(batch), self.timeout)
             await self._replace(worker, batch)

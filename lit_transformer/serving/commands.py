@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import ipaddress
 import os
@@ -131,7 +132,8 @@ def serve(options: argparse.Namespace) -> None:
             message = "everybody who reaches %s can use this server: there is no password and no encryption"
             logger.warning(message, shown)
         server = QuietServer(app, announce)
-        server.run(sockets=[listener])
+        with contextlib.suppress(SystemExit):  # uvicorn's way to say that it has not started
+            server.run(sockets=[listener])
         if not server.started:
             raise InputError("the server could not be started; the lines above say why")
     sys.stdout.write("stopped\n")

@@ -66,6 +66,7 @@ class TranslationAPI(LitAPI):
         """Loads the model, in each of LitServe's workers."""
         self.model = ServedModel.load(ModelSettings(**{**vars(self.settings), "device": device}), self.limits)
         torch.set_num_threads(self.settings.num_threads)
+        self.model.try_out()
 
     def decode_request(self, request: Request) -> Job | RequestError:
         """The job of a body, or why there is none."""

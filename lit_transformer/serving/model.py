@@ -19,6 +19,7 @@ from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 _FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")
+_TRIAL = "I love cats"
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,17 @@ class ServedModel:
             "parameters": sum(parameter.numel() for parameter in network.parameters()) if network else None,
             "precision": self.translator.precision,
             "src_tags": list(self.translator.tokenizer.tags),
+            "attention": hasattr(network, "attention_maps"),
             "max_length": self.translator.max_length,
         }
+
+    def try_out(self) -> None:
+        """Translates a sentence: what cannot work fails now, not with the first client, who gets a warm model.
+
+        Raises:
+            InputError: If the engine cannot translate as it was asked to.
+        """
+        list(self.translator.translate([_TRIAL]))
 
     def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         """A reply for each job; those that ask for equally many translations are searched for together."""
@@ -121,6 +131,11 @@ class ServedModel:
                 what = " to show its attention" if _looks_inside(job) else ""
                 sentence = f"text {number} has {len(ids)} tokens; at most {longest} are taken{what}, so cut it"
                 raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
+        if job.target is not None:
+            length = len(self.translator.tokenizer.encode_tgt([job.target])[0]) - 1  # EOS is written, never read
+            if length > longest:
+                sentence = f"the target has {length} tokens; at most {longest} are taken to show its attention"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{sentence}, so cut it")
 
     def _translate(self, jobs: Sequence[Job]) -> list[Reply]:
         """Replies for jobs with one ``n_best``; if their batch fails, each is tried alone."""

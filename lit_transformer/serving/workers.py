@@ -44,15 +44,19 @@ class ProcessWorker:
     """
 
     def __init__(self, settings: ModelSettings, limits: Limits) -> None:
-        self._arguments = (settings, limits, os.getpid())
+        self._settings, self._limits = settings, limits
         self._pool: ProcessPoolExecutor | None = None
 
     async def start(self) -> None:
-        """Starts the process and waits until it has loaded the model."""
+        """Starts the process and waits until it has loaded the model and translated with it.
+
+        Raises:
+            InputError: If the model cannot be loaded, or cannot translate as it was asked to.
+        """
         context = multiprocessing.get_context("spawn")  # a fork would inherit threads, sockets and CUDA
-        self._pool = ProcessPoolExecutor(1, context, _begin, self._arguments)
+        self._pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(),))
         with _deaf_children():
-            ready = self._pool.submit(os.getpid)
+            ready = self._pool.submit(_load, self._settings, self._limits)
         await asyncio.wrap_future(ready)
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
@@ -80,16 +84,21 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _begin(settings: ModelSettings, limits: Limits, parent: int) -> None:
+def _begin(parent: int) -> None:
     """Makes a new process a worker, which ends with the server, however that ends."""
-    global _served
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)
     speak()
+
+
+def _load(settings: ModelSettings, limits: Limits) -> None:
+    """Loads the model of this process; what it raises reaches the server, unlike that of ``_begin``."""
+    global _served
     torch.set_num_threads(settings.num_threads)
     _served = ServedModel.load(settings, limits)
+    _served.try_out()
 
 
 def _answer(jobs: list[Job]) -> list[Reply]:

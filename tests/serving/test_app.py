@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import torch
 from asgi_client import ThreadWorker, post, run
 
 from lit_transformer import BeamSearch, Translator
+from lit_transformer.interfaces import InputError
 from lit_transformer.serving.app import ServingApp
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Limits
+from lit_transformer.serving.workers import ProcessWorker
 
 LIMITS = Limits(max_length=40, max_texts=3, max_n_best=4, max_body=2000, max_attention=26)
 SENTENCES = ["I love cats", "the dog sleeps", "", "a small house"]
@@ -116,6 +120,62 @@ def test_health_and_info(app: ServingApp) -> None:
     assert info.content["limits"]["max_length"] == 40
 
 
+def test_a_target_may_be_as_long_as_the_limit_and_no_longer(app: ServingApp, model: ServedModel) -> None:
+    """The decoder reads the target without its EOS: those are the columns that are drawn."""
+    text = "z" * 200
+    while (read := len(model.translator.tokenizer.encode_tgt([text])[0]) - 1) > LIMITS.max_attention:
+        text = text[:-1]
+    assert read == LIMITS.max_attention
+    longest, longer = run(app, *(("GET", f"/attention?text=cats&target={one}") for one in (text, text + "zzzz")))
+    assert (longest.status, longer.status) == (200, 422)
+    assert "the target has" in longer.content["error"]
+
+
+def test_a_model_that_cannot_translate_fails_at_the_start(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.try_out()
+
+    def fail(texts: list[str]) -> Iterator[Any]:
+        raise InputError("no such precision here")
+        yield
+
+    monkeypatch.setattr(model.translator, "translate", fail)
+    with pytest.raises(InputError, match="no such precision"):
+        model.try_out()
+
+
+def test_a_start_that_fails_is_told_in_its_own_sentence(tmp_path: Path) -> None:
+    worker = ProcessWorker(ModelSettings(str(tmp_path / "nothing")), LIMITS)
+    app = ServingApp(Batcher([worker], 8, 0.05, 100, 30), LIMITS, {})
+    assert "nothing" in (message := failed_start(app))
+    assert message.startswith("the model could not be loaded: ")
+    assert "process pool" not in message
+
+
+def test_an_engine_without_the_precision_does_not_start(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "bfloat16" in pytest.importorskip("ctranslate2").get_supported_compute_types("cpu"):
+        pytest.skip("this processor has bf16")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    worker = ProcessWorker(ModelSettings(str(tiny_model), engine="ctranslate2", precision="bf16"), LIMITS)
+    assert "no precision bf16" in failed_start(ServingApp(Batcher([worker], 8, 0.05, 100, 30), LIMITS, {}))
+
+
+def failed_start(app: ServingApp) -> str:
+    """What the application says of a start that fails."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    return str(sent[0]["message"])
+
+
 def test_health_before_there_is_a_worker(app: ServingApp) -> None:
     app.batcher.workers.clear()
     (answer,) = run(app, ("GET", "/health"))
@@ -189,6 +249,7 @@ BAD_REQUESTS: list[tuple[tuple[Any, ...], dict[str, str], int, str]] = [
     (("GET", "/attention?text=a&file=b"), {}, 422, "there is no field"),
     (("GET", "/attention?" + "a=b&" * 20), {}, 400, "query"),
     (("GET", "/attention?text=" + "q+z+" * 9), {}, 422, "at most 26"),
+    (("GET", "/attention?text=cats&target=" + "q+z+" * 9), {}, 422, "at most 26"),
 ]
 
 
@@ -235,13 +296,14 @@ def test_the_json_is_utf8(app: ServingApp) -> None:
 
 
 def test_ctranslate2_serves_the_same_translations(
-    app: ServingApp, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: ServingApp, model: ServedModel, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("ctranslate2")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     engine = ServedModel.load(ModelSettings(str(tiny_model), max_length=40, engine="ctranslate2"), LIMITS)
     batcher = Batcher([ThreadWorker(engine)], max_batch_size=8, batch_timeout=0.05, max_queue=100, timeout=30)
     other = ServingApp(batcher, LIMITS, {"version": "1"}, hosts={"localhost"})
+    assert (engine.describe()["attention"], model.describe()["attention"]) == (False, True)
     expected, found = (run(one, *(post({"text": text}) for text in SENTENCES)) for one in (app, other))
     for one, two in zip(expected, found, strict=True):
         mine, theirs = (answer.content["results"][0]["translations"][0] for answer in (one, two))

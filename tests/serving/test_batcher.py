@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import BrokenExecutor
 
 import pytest
 
+from lit_transformer.interfaces import InputError
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.requests import Job, Reply, RequestError
 
@@ -122,6 +124,64 @@ def test_a_job_that_has_waited_too_long_is_not_computed() -> None:
     replies = play(batcher_of(worker, timeout=0.2, max_batch_size=1, batch_timeout=0), *jobs(2))
     assert statuses(replies) == [503, 503]
     assert worker.batches == [["0.0"]]
+
+
+@pytest.mark.parametrize("timeout", [0.6, 0.3])
+def test_overload_is_refused_and_the_worker_goes_on(timeout: float) -> None:
+    """Half as many texts again as a worker can translate: it works at full speed to the end and is not replaced."""
+    worker = ScriptedWorker(*[slowly(0.1)] * 1000)
+    batcher = batcher_of(worker, timeout=timeout, max_queue=256, batch_timeout=0.001)
+    answered: list[float] = []
+
+    async def client() -> int:
+        try:
+            await batcher.submit(Job(("a",)))
+        except RequestError as refusal:
+            return refusal.status if "Retry-After" in refusal.headers else 500
+        answered.append(time.monotonic())
+        return 200
+
+    async def story() -> list[int]:
+        await batcher.start()
+        clients = []
+        for _ in range(25):
+            clients += [asyncio.ensure_future(client()) for _ in range(6)]
+            await asyncio.sleep(0.1)
+        found = await asyncio.gather(*clients)
+        await batcher.close()
+        return found
+
+    begin = time.monotonic()
+    found = asyncio.run(story())
+    assert worker.starts == 1
+    assert set(found) == {200, 503}
+    computed = sum(len(batch) for batch in worker.batches)
+    assert found.count(200) >= 0.8 * computed, "hardly anything is computed for nobody"
+    middle = (begin + time.monotonic()) / 2
+    assert sum(moment > middle for moment in answered) >= 0.3 * len(answered), "it does not run dry"
+
+
+def test_a_wrong_estimate_does_not_lock_the_clients_out() -> None:
+    worker = ScriptedWorker(slowly(0.15))
+    batcher = batcher_of(worker, timeout=0.2, max_batch_size=1, batch_timeout=0)
+    batcher._seconds_per_text = 100.0
+    assert statuses(play(batcher, *jobs(1))) == [200]
+
+
+def test_it_serves_again_in_another_event_loop() -> None:
+    batcher = batcher_of(ScriptedWorker())
+    assert [statuses(play(batcher, *jobs(2))) for _ in range(2)] == [[200, 200]] * 2
+
+
+def test_all_workers_are_stopped_if_one_cannot_start() -> None:
+    class Broken(ScriptedWorker):
+        async def start(self) -> None:
+            raise InputError("no such model")
+
+    workers = [ScriptedWorker(), Broken()]
+    with pytest.raises(InputError, match="no such model"):
+        asyncio.run(Batcher(workers, 4, 0.01, 8, 5.0).start())
+    assert [worker.stops for worker in workers] == [1, 1]
 
 
 def test_a_dead_worker_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
