@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from lit_transformer.commands import CHECKPOINT_HELP, CommandParser, command_parser
 from lit_transformer.interfaces import InputError
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {
     "safetensors": "weights, configuration and tokenizer, for this package",
@@ -57,9 +60,12 @@ def push_parser() -> CommandParser:
     parser = command_parser(
         "push",
         "Writes a model with a card to the Hub of Hugging Face, as safetensors; Translator.from_pretrained reads it.",
-        "Log in first with hf auth login, or set HF_TOKEN. Scores are those that test wrote into the run's folder.\n\n"
+        "Log in first with hf auth login, or set HF_TOKEN. Scores are those that test wrote into the run's folder, if\n"
+        "they are of the weights that are pushed: test averages checkpoints, so make that mean first and push it.\n\n"
         "examples:\n"
         "  lit-transformer push runs/tiny me/tiny-en-de --language en de --license apache-2.0\n"
+        "  lit-transformer average runs/tiny --output averaged.ckpt\n"
+        "  lit-transformer push averaged.ckpt me/tiny-en-de --scores runs/tiny/test.scores.json\n"
         "  lit-transformer translate me/tiny-en-de 'I love cats'",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
@@ -77,14 +83,22 @@ def push(arguments: list[str]) -> None:
     """Runs ``lit-transformer push``."""
     options = push_parser().parse_args(arguments)
     from lit_transformer.exchange import push_to_hub
+    from lit_transformer.exchange.scored import weights_of, why_not_of
     from lit_transformer.hub import check_name
     from lit_transformer.translator import Translator
 
     check_name(options.name)
+    weights = weights_of(options.checkpoint)  # once, since a run may go on meanwhile
+    translator = Translator.from_pretrained(weights)
+    path = Path(options.scores or Path(options.checkpoint) / "test.scores.json")
+    scores = _scores(path) if options.scores or path.is_file() else {}
+    if scores and (reason := why_not_of(scores, weights, translator.network)):
+        logger.warning("the card has no scores: those in %s %s", path, reason)
+        scores = {}
     address = push_to_hub(
-        Translator.from_pretrained(options.checkpoint),
+        translator,
         options.name,
-        _scores(options.checkpoint, options.scores),
+        scores,
         tuple(options.language),
         options.license,
         tuple(options.dataset),
@@ -94,15 +108,12 @@ def push(arguments: list[str]) -> None:
     sys.stdout.write(f"{address}\n")
 
 
-def _scores(checkpoint: str, name: str | None) -> dict[str, Any]:
-    """What ``test`` left in the folder of the run, or in the named file."""
-    path = Path(name) if name else Path(checkpoint) / "test.scores.json"
-    if not name and not path.is_file():
-        return {}
+def _scores(path: Path) -> dict[str, Any]:
+    """What ``test`` left in a file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--scores {path} cannot be read: {error.strerror}") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise InputError(f"{path} is no file of scores: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):

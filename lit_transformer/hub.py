@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_transformer.interfaces import InputError
+
+logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 LIBRARY = "lit-transformer"
@@ -26,17 +29,36 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
         revision: Branch, tag or commit; None is the main branch.
 
     Raises:
-        InputError: If the Hub cannot be reached and nothing is cached, or there is no such model of ours.
+        InputError: If the Hub cannot be reached and nothing is cached, there is no such model of ours, or its network
+            is not of this package, so that to build it would be to run code that the repository chose.
     """
     from huggingface_hub import snapshot_download
 
     check_name(name)
+    logger.info("fetching %s from the Hub of Hugging Face", name)
     with speaking_plainly(name):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), library_name=LIBRARY))
     missing = next((file for file in FILES if not (folder / file).is_file()), None)
     if missing is not None:
         raise InputError(f"{name} of the Hub is no model of lit-transformer: it has no {missing}")
+    _check_network(name, folder / "config.json")
     return folder
+
+
+def _check_network(name: str, config: Path) -> None:
+    """Refuses a network that is not of this package, before anything is imported for it."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    class_path = content.get("class_path") if isinstance(content, dict) else None
+    if not isinstance(class_path, str):
+        raise InputError(f"{name} of the Hub is no model of lit-transformer: its config.json names no network class")
+    if not class_path.startswith("lit_transformer."):
+        raise InputError(
+            f"{name} of the Hub asks for the network class {class_path!r}, and only those of lit_transformer are built "
+            f"for a name of the Hub: if you trust it, run hf download {name} --local-dir FOLDER and give FOLDER"
+        )
 
 
 def check_name(name: str) -> None:

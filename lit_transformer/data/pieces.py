@@ -67,11 +67,28 @@ def merges_of(tokenizer: Tokenizer) -> Merges:
     return {(ids[left], ids[right]): (rank, ids[left + right]) for rank, (left, right) in enumerate(pairs)}
 
 
-def word_numbers(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | None]:
+def _places(text: str) -> list[int | None]:
+    """For each character the number of its word; None for white space."""
+    places: list[int | None] = []
+    number = -1
+    for before, character in zip(" " + text, text, strict=False):
+        number += before.isspace() and not character.isspace()
+        places.append(None if character.isspace() else number)
+    return places
+
+
+def word_numbers(
+    text: str, offsets: Sequence[tuple[int, int]], places: list[int | None] | None = None
+) -> list[int | None]:
     """For each stretch of a text the number of the word that it is part of, counted from 0.
 
     Words are what stands between white space, as ``str.split`` cuts them. None is the number of white space, and of
     signs that are only attached to a word, such as the full stop of ``cats.``: they say nothing of that word.
+
+    Args:
+        text: The text.
+        offsets: Begin and end of each stretch.
+        places: For each character the number of its word, None for white space; None counts them in ``text``.
 
     Example:
         >>> word_numbers("I  love cats.", [(0, 1), (1, 2), (2, 5), (5, 7), (7, 12), (12, 13)])
@@ -79,11 +96,7 @@ def word_numbers(text: str, offsets: Sequence[tuple[int, int]]) -> list[int | No
         >>> word_numbers("I - you", [(0, 1), (1, 3), (3, 7)])
         [0, 1, 2]
     """
-    places: list[int | None] = []
-    number = -1
-    for before, character in zip(" " + text, text, strict=False):
-        number += before.isspace() and not character.isspace()
-        places.append(None if character.isspace() else number)
+    places = _places(text) if places is None else places
     spoken = {place for place, character in zip(places, text, strict=True) if character.isalnum()}
     numbers: list[int | None] = []
     for start, end in offsets:

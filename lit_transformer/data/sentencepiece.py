@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -158,6 +159,19 @@ class CharacterRules:
                 parts.append(content[place : place + length])
             place += length
         return b"".join(parts).decode("utf-8", "surrogatepass")
+
+    def places(self, text: str) -> list[int | None] | None:
+        """For each character of ``self(text)`` the number of the word of ``text`` it comes from, as split counts them.
+
+        Rules may write spaces inside a word (for U+200B, or before the accent of U+00B4) and drop white space between
+        words, so words cannot be counted afterwards. None if a rule reaches across white space.
+        """
+        parts = re.split(r"(\s+)", text)  # words at even places, the first and last perhaps empty
+        written, places, number = [self(part) for part in parts], [], -1
+        for index, part in enumerate(written):
+            number += index % 2 == 0 and parts[index] != ""
+            places += [None if index % 2 or character.isspace() else number for character in part]
+        return places if "".join(written) == self(text) else None
 
     def _longest(self, content: bytes, start: int) -> tuple[int, int]:
         """Where what to write begins, and how many bytes it replaces; 0 if there is no rule."""

@@ -390,7 +390,9 @@ class SubwordTokenizer:
     def _words(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int | None]]:
         clean = self._clean(tokenizer, texts)
         found = encodings(tokenizer, clean, with_words=True)  # the fast ones leave the offsets out
-        return (word_numbers(text, one.offsets) for text, one in zip(clean, found, strict=True))
+        rules = self._rules.get("tgt" if tokenizer is self._tgt else "src")
+        places = [rules.places(text) if rules else None for text in texts]
+        return (word_numbers(text, one.offsets, at) for text, one, at in zip(clean, found, places, strict=True))
 
     def _take(self, path: Path, data_fingerprint: str) -> str:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""

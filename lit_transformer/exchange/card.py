@@ -31,7 +31,8 @@ def push_to_hub(
     Args:
         translator: Network and tokenizer.
         name: ``owner/name``.
-        scores: What ``test`` wrote to ``test.scores.json``; the card then shows scores, signatures and configuration.
+        scores: What ``test`` wrote to ``test.scores.json`` about these very weights; the card then shows scores,
+            signatures and configuration. The command ``push`` compares; here it is yours to know.
         languages: Codes for the card, source first, such as ``("en", "de")``.
         license: An identifier of the Hub, such as ``apache-2.0``; None leaves the field out.
         datasets: Names for the card; those of the Hub become links.
@@ -77,7 +78,7 @@ def model_card(
     Args:
         translator: Network and tokenizer.
         name: ``owner/name``.
-        scores: What ``test`` wrote to ``test.scores.json``; empty if nothing is known.
+        scores: What ``test`` wrote to ``test.scores.json`` about these very weights; empty if nothing is known.
         languages: Codes, source first.
         license: An identifier of the Hub; None leaves the field out.
         datasets: Names of what it was trained on.
@@ -87,8 +88,7 @@ def model_card(
     found = scores.get("scores", {})
     title = name.split("/")[-1]
     results = [
-        EvalResult("translation", "own-test-set", scores.get("test_set", "test set"), metric, _value(entry))
-        for metric, entry in found.items()
+        EvalResult("translation", "own-test-set", "test set", metric, _value(entry)) for metric, entry in found.items()
     ]
     data = ModelCardData(
         language=list(languages) or None,

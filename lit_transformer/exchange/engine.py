@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
 from lit_transformer.nn.products import Precision, check_precision
-from lit_transformer.translator import WEIGHTS_FILE, Translator, local_folder
+from lit_transformer.translator import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Translator, local_folder
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 Engine = Literal["torch", "ctranslate2"]
@@ -39,12 +39,13 @@ _MANY = 256  # lines from which on each core translates batches of its own
 
 
 def load_translator(path: str | Path, engine: Engine = "torch", **options: Any) -> Translator:
-    """A translator of the engine that is asked for; both take the same options and give the same translations.
+    """A translator of the engine that is asked for; both give the same translations.
 
     Args:
         path: What ``Translator.from_pretrained`` takes; for ``ctranslate2`` also a folder that was exported for it.
         engine: ``torch``, or ``ctranslate2``, which is faster on CPUs and needs its extra.
-        options: Arguments of :class:`~lit_transformer.Translator` but network and tokenizer.
+        options: Arguments of :class:`~lit_transformer.Translator` but network and tokenizer; ``compile`` is for
+            ``torch`` only.
 
     Raises:
         InputError: If there is nothing to translate with, or the engine cannot do what is asked for.
@@ -104,13 +105,18 @@ class CTranslate2Translator(Translator):
         """Takes an exported folder, or converts a checkpoint once and keeps the result.
 
         The conversion lies in ``lit_transformer/ctranslate2`` of the user's cache folder (``XDG_CACHE_HOME``, else
-        ``~/.cache``), and is made again when the checkpoint has changed.
+        ``~/.cache``), and is made again when the checkpoint, this package or CTranslate2 has changed.
 
         Args:
             path: A folder of ``export --format ctranslate2``, or whatever ``Translator.from_pretrained`` takes.
             revision: Branch, tag or commit on the Hub; None is the main branch.
             options: Arguments of the constructor but the first.
+
+        Raises:
+            InputError: If ``compile=True`` is asked for, which is for the engine torch only.
         """
+        if options.pop("compile", False):
+            raise InputError("the engine ctranslate2 has no compile: leave it out, or take the engine torch")
         package()
         path = local_folder(path, revision)
         return cls(path if (path / "model.bin").is_file() else converted(path), **options)
@@ -241,8 +247,7 @@ def converted(path: Path) -> Path:
         source = newest_checkpoint(source)
     if not source.is_file():
         Translator.from_pretrained(source)  # says what is missing
-    state = source.stat()
-    name, made_of = str(source.resolve()), f"{state.st_size} {state.st_mtime_ns}"
+    name, made_of = str(source.resolve()), _made_of(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_transformer" / "ctranslate2"
     prefix = hashlib.sha256(name.encode()).hexdigest()[:16]
     folder = cache / f"{prefix}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
@@ -251,11 +256,31 @@ def converted(path: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as partial:
         export_ctranslate2(Translator.from_pretrained(path), Path(partial) / "model")
-        for old in cache.glob(f"{prefix}-*"):
+        _put(Path(partial) / "model", folder)
+    for old in cache.glob(f"{prefix}-*"):
+        if old != folder:
             shutil.rmtree(old, ignore_errors=True)
-        with suppress(OSError):  # another process was quicker
-            (Path(partial) / "model").rename(folder)
     return folder
+
+
+def _made_of(source: Path) -> str:
+    """What a conversion depends on: the checkpoint or the files of an exported folder, and who converts."""
+    files = [source]
+    if source.name == WEIGHTS_FILE:
+        files += [path for name in (CONFIG_FILE, TOKENIZER_FILE) if (path := source.with_name(name)).is_file()]
+    states = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return f"{states} {version('lit-transformer')} {package().__version__}"
+
+
+def _put(made: Path, folder: Path) -> None:
+    """Gives a conversion its name, unless another process was quicker."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if (folder / "model.bin").is_file():
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # what a deletion that was cut short has left
+        made.rename(folder)
 
 
 def _known(search: Search) -> Search:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from lit_transformer import Translator
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.exchange import export_ctranslate2, load_translator
+from lit_transformer.exchange.engine import converted
 from lit_transformer.interfaces import InputError
 
 
@@ -158,6 +159,44 @@ def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tm
         assert len(list(cache.iterdir())) == 1
 
 
+def test_another_tokenizer_configuration_or_version_is_converted_again(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
+) -> None:
+    folder = Translator.from_pretrained(tiny_run).save(tmp_path / "exported")
+    seen = [converted(folder)]
+    assert converted(folder) == seen[0]
+    for name in ("tokenizer.json", "config.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+        seen.append(converted(folder))
+    for place, value in (
+        ("lit_transformer.exchange.engine.version", lambda _: "0.0.0"),
+        ("ctranslate2.__version__", "0.0.0"),
+    ):
+        monkeypatch.setattr(place, value)
+        seen.append(converted(folder))
+    assert len(set(seen)) == 5
+    assert [*seen[0].parent.iterdir()] == [seen[-1]]
+
+
+def test_the_conversion_of_a_quicker_process_is_kept(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
+) -> None:
+    checkpoint, files = tiny_run / "checkpoints" / "step=50.ckpt", []
+
+    def slow(translator: Translator, folder: Path) -> list[Path]:
+        monkeypatch.setattr("lit_transformer.exchange.engine.export_ctranslate2", export_ctranslate2)
+        files.append((converted(checkpoint) / "model.bin").stat().st_ino)  # another one starts now, and ends first
+        return export_ctranslate2(translator, folder)
+
+    monkeypatch.setattr("lit_transformer.exchange.engine.export_ctranslate2", slow)
+    folder = converted(checkpoint)
+    assert files == [(folder / "model.bin").stat().st_ino]
+    assert [*folder.parent.iterdir()] == [folder]
+    (folder / "model.bin").unlink()  # half deleted
+    assert (converted(checkpoint) / "model.bin").is_file()
+
+
 def test_an_exported_folder_is_taken_as_it_is(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
     assert lit("export", tiny_run, tmp_path / "fast", "--format", "ctranslate2").status == 0
     said = lit("translate", tmp_path / "fast", "one cat", "--engine", "ctranslate2", "--precision", "int8")
@@ -177,7 +216,9 @@ def test_what_the_engine_cannot_do_is_one_sentence(
 
     with pytest.raises(InputError, match="no Own"):
         load_translator(tiny_run, "ctranslate2", search=Own())
-    translator = load_translator(tiny_run, "ctranslate2", precision="bf16")
+    with pytest.raises(InputError, match="has no compile"):
+        load_translator(tiny_run, "ctranslate2", compile=True)
+    translator = load_translator(tiny_run, "ctranslate2", precision="bf16", compile=False)
     with pytest.raises(InputError, match="take the checkpoint"):
         translator.attention("one cat")
     with pytest.raises(InputError, match="device meta"):

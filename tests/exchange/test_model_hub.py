@@ -16,6 +16,8 @@ from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
 from lit_transformer import Translator
+from lit_transformer.checkpoints import CheckpointError
+from lit_transformer.interfaces import InputError
 
 NAME = "somebody/tiny-en-de"
 
@@ -45,7 +47,8 @@ class Shell:
         done = self(*arguments)
         assert done.returncode == 1, done.stderr
         assert words in done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        messages = [line for line in done.stderr.splitlines() if not line.startswith("fetching ")]
+        assert len(messages) == 1, done.stderr
 
 
 @pytest.fixture
@@ -60,6 +63,8 @@ def test_there_and_back_with_a_card(
     shutil.copytree(tiny_run, run)
     scores = {
         "scores": {"bleu": {"value": 37.36, "signature": "nrefs:1|tok:13a|version:2.6.0"}},
+        "checkpoint": {"path": "runs/tiny/checkpoints/step=150.ckpt", "step": 150, "averaged_from": {}},
+        "network": Translator.from_pretrained(tiny_run).network.spec,
         "config": {"seed_everything": 1, "model": {"label_smoothing": 0.1}, "data": {"train": "/home/somebody/secret"}},
     }
     (run / "test.scores.json").write_text(json.dumps(scores), encoding="utf-8")
@@ -86,6 +91,8 @@ def test_there_and_back_with_a_card(
     translated = shell("translate", NAME, *lines)
     assert translated.stdout.splitlines() == Translator.from_pretrained(tiny_run)(lines), translated.stderr
 
+    assert translated.stderr == f"fetching {NAME} from the Hub of Hugging Face\n"
+
     hub.failure = 503  # from here on the cache has to do
     assert shell("translate", NAME, *lines).stdout == translated.stdout
     hub.failure = None
@@ -100,6 +107,7 @@ def test_each_error_is_one_sentence(shell: Shell, hub: Hub, tiny_run: Path, monk
     shell.fails_with("no somebody/nothing on the Hub you may see", "translate", "somebody/nothing", "one")
     hub.repositories["somebody/else"] = {"main": {"model.safetensors": b"x", "config.json": b"{}"}}
     shell.fails_with("it has no tokenizer.json", "translate", "somebody/else", "one")
+    assert "fetching somebody/nothing from" in shell("translate", "somebody/nothing", "one").stderr
     hub.failure = 500
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     shell.fails_with("status 500", "push", tiny_run, NAME)
@@ -108,3 +116,35 @@ def test_each_error_is_one_sentence(shell: Shell, hub: Hub, tiny_run: Path, monk
     shell.fails_with("cannot be reached", "push", tiny_run, NAME)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shell.fails_with("cannot be reached", "translate", "somebody/other", "one")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"class_path": "trap.Network", "init_args": {}}, "asks for the network class 'trap.Network'"),
+        ({"class_path": "lit_transformer_trap.Network"}, "asks for the network class"),
+        ({"class_path": ["lit_transformer.Transformer"]}, "names no network class"),
+        (["lit_transformer.Transformer"], "names no network class"),
+    ],
+)
+def test_no_code_is_imported_for_a_name_of_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, config: object, words: str
+) -> None:
+    for module in ("trap", "lit_transformer_trap"):
+        (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).write_bytes(b"{}")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    with caplog.at_level("INFO"), pytest.raises(InputError, match=words) as refused:
+        Translator.from_pretrained("somebody/trap")
+    assert "\n" not in str(refused.value)
+    assert "fetching somebody/trap from the Hub of Hugging Face" in caplog.messages
+    assert not (tmp_path / "sprung").exists()
+    if words.endswith("'trap.Network'"):  # a folder of one's own may name any class: the trap is real
+        with pytest.raises(CheckpointError):
+            Translator.from_pretrained(folder)
+        assert (tmp_path / "sprung").exists()

@@ -133,6 +133,27 @@ def test_ids_logits_and_translations_are_theirs(tmp_path: Path, options: dict[st
     assert all(mine.startswith(text[:10]) for mine, text in zip(texts, expected, strict=True) if "<unk>" not in mine)
 
 
+@pytest.mark.parametrize("rules", ["nmt_nfkc", "identity"])
+def test_words_are_those_of_the_text_as_it_was_written(tmp_path: Path, rules: str) -> None:
+    tokenizer = import_huggingface(write_folder(tmp_path / "opus", normalization_rule_name=rules)).tokenizer
+    plain = "I love cats"
+    lines = [
+        "I lo\u200bve cats", "I love\u200b cats", "\u200bI love cats", "I love \u200bcats",
+        "I lo\u00b4ve cats", "I love\u00b4 cats", "\u00b4I love cats", "  I love\u00b4\u200b   cats ",
+    ]  # fmt: skip
+    for sentences in (tokenizer.words_src, tokenizer.words_tgt):
+        for line in lines:
+            ids, words = sentences([line])[0]
+            spoken = [number for number in words if number is not None]
+            assert spoken == sorted(spoken)
+            assert set(spoken) == {0, 1, 2}, line
+            if sentences == tokenizer.words_src:  # the last word is found by its own number
+                alone = [one for one, number in zip(*sentences([plain])[0], strict=True) if number == 2]
+                assert [one for one, number in zip(ids, words, strict=True) if number == 2][-len(alone) :] == alone
+    assert {*tokenizer.words_src([f"{TAG} \u00b4 \u200b cats"])[0][1]} >= {2}
+    assert {*tokenizer.words_src(["a\x1cb cats"])[0][1]} - {None, 1} == {0, 2}  # nmt_nfkc drops this white space
+
+
 def test_an_imported_folder_is_translated_with_looked_into_and_trained_on(tmp_path: Path) -> None:
     folder, back = write_folder(tmp_path / "opus"), tmp_path / "back"
     finished = lit("import", folder, back)

@@ -1,0 +1,69 @@
+"""Whether a file of scores is about the weights that are pushed; a card tells no others."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lit_transformer.checkpoints import newest_checkpoint, read_checkpoint
+from lit_transformer.interfaces import TranslationNetwork
+from lit_transformer.translator import CONFIG_FILE, WEIGHTS_FILE, local_folder
+
+
+def weights_of(checkpoint: str | Path) -> Path:
+    """The file or exported folder that ``Translator.from_pretrained`` takes for a run, a checkpoint or a name.
+
+    Raises:
+        CheckpointError: If there is nothing there to translate with.
+    """
+    path = local_folder(checkpoint)
+    if path.is_dir() and not any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
+        return newest_checkpoint(path)
+    return path
+
+
+def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwork) -> str | None:
+    """Why scores are not, or not surely, of the weights at hand, as the rest of a sentence; None if they are.
+
+    Network, step and averaged checkpoints are compared, by name and step: files may have been moved since.
+
+    Args:
+        scores: What ``test`` wrote to ``test.scores.json``.
+        weights: What ``weights_of`` gave.
+        network: The network in it.
+    """
+    record = scores.get("checkpoint")
+    if not isinstance(record, dict) or record.get("step") is None:
+        return f"do not tell which checkpoint was scored; score {weights} with test"
+    if weights.is_dir():
+        return f"cannot be compared with {weights}, which has no step; push the checkpoint that was scored"
+    content = read_checkpoint(weights)
+    if scores.get("network") != json.loads(json.dumps(network.spec, default=str)):
+        return f"are of another network than that of {weights}; score this one with test"
+    step, averaged = int(content["global_step"]), _names(content.get("averaged_from"))
+    scored_step, scored_mean = int(record["step"]), _names(record.get("averaged_from"))
+    if (step, averaged) == (scored_step, scored_mean):
+        return None
+    if scored_mean and not averaged and step == scored_step:
+        return (
+            f"are of the mean of {len(scored_mean)} checkpoints up to step {scored_step}, not of {weights} alone; "
+            f"to push that mean with them, run lit-transformer average {_files(record['averaged_from'])} "
+            "--output averaged.ckpt first, then push averaged.ckpt with --scores"
+        )
+    return f"are of {_told(scored_step, scored_mean)}, not of {_told(step, averaged)} ({weights}); score it with test"
+
+
+def _names(averaged_from: Any) -> dict[str, int]:
+    """The averaged files by their name alone, with their steps."""
+    return {Path(path).name: int(step) for path, step in (averaged_from or {}).items()}
+
+
+def _files(averaged_from: dict[str, int]) -> str:
+    """The files as a shell takes them; all of them, since a run may hold others by now."""
+    return shlex.join(sorted(averaged_from, key=lambda path: averaged_from[path]))
+
+
+def _told(step: int, averaged: dict[str, int]) -> str:
+    return f"the mean of {len(averaged)} checkpoints up to step {step}" if averaged else f"step {step}"
