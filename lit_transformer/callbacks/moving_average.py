@@ -18,7 +18,8 @@ class MovingAverage(EMAWeightAveraging):
     Checkpoints hold the average as their weights, and those in training beside it as ``current_model_state``, so that a
     run goes on exactly where it was. So does one that ended with an epoch or after a time, and one that was interrupted
     in a validation; with Lightning's ``EMAWeightAveraging`` alone these two lose or exchange them. All callbacks
-    see the average during the whole validation, whatever their order. After training the module has the average.
+    see the average from the first batch of a validation to its ``on_validation_epoch_end``. After training the module
+    has the average.
 
     Source: Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", with the exponential
     weights of Tarvainen and Valpola 2017, "Mean teachers are better role models", https://arxiv.org/abs/1703.01780.

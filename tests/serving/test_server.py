@@ -150,8 +150,8 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["nothing/here"], 1, "nothing/here"),
-        (["nothing/here", "--host", "203.0.113.7"], 1, "cannot be listened on"),
+        (["runs/not/there"], 1, "runs/not/there"),
+        (["runs/not/there", "--host", "203.0.113.7"], 1, "cannot be listened on"),
         (["x", "--port", "70000"], 2, "a port from 0 to 65535"),
         (["x", "--timeout", "0"], 2, "seconds above 0"),
         (["x", "--batch_timeout", "-1"], 2, "0 or more"),
