@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
-from lit_transformer.vocabulary import PAD_ID
 
 Link = tuple[int, int]
 _WINDOW = 1024  # pairs sorted by length together; bounds the memory of a stream
@@ -121,16 +121,11 @@ class AttentionAligner:
         src = dict(zip(filled, map(self._cut, self.tokenizer.words_src(sources)), strict=True))
         tgt = dict(zip(filled, map(self._cut, self.tokenizer.words_tgt(targets)), strict=True))
         length = {place: max(len(src[place][0]), len(tgt[place][0])) for place in filled}
-        batch: list[int] = []
-        for place in [*sorted(filled, key=lambda place: -length[place]), None]:
-            if batch and (place is None or (len(batch) + 1) * length[batch[0]] > self.max_tokens):
-                weights = self._weights([src[one][0] for one in batch], [tgt[one][0] for one in batch])
-                for row, one in enumerate(batch):
-                    words = tgt[one][1][1:]  # BOS is read, never written
-                    found[one] = hard_alignment(weights[row, : len(words), : len(src[one][1])], src[one][1], words)
-                batch = []
-            if place is not None:
-                batch.append(place)
+        for batch in batches_by_length(length, self.max_tokens):
+            weights = self._weights([src[one][0] for one in batch], [tgt[one][0] for one in batch])
+            for row, one in enumerate(batch):
+                words = tgt[one][1][1:]  # BOS is read, never written
+                found[one] = hard_alignment(weights[row, : len(words), : len(src[one][1])], src[one][1], words)
         return found
 
     def _cut(self, encoded: tuple[list[int], list[int | None]]) -> tuple[list[int], list[int | None]]:
@@ -144,11 +139,5 @@ class AttentionAligner:
     def _weights(self, src: list[list[int]], tgt: list[list[int]]) -> Tensor:
         """Attention ``(B, T, S)`` at the steps that write ``tgt`` after its BOS."""
         device = next(self.network.parameters()).device
-        tensors = [_padded(src).to(device), _padded([row[:-1] for row in tgt]).to(device)]
+        tensors = [padded(src).to(device), padded([row[:-1] for row in tgt]).to(device)]
         return self._attention(*tensors, layer=self.layer - 1).float().mean(dim=1).cpu()  # type: ignore[no-any-return]
-
-
-def _padded(rows: list[list[int]]) -> Tensor:
-    """Rows of ids as one tensor, padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])

@@ -65,6 +65,24 @@ def finite(text: str) -> float:
     return value
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and how to compute, of all commands that translate."""
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "int8"),
+        default="float32",
+        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "ctranslate2"),
+        default="torch",
+        help="ctranslate2 is faster on CPUs, takes its exported folders too, has no attention, and needs the extra "
+        "(default: torch)",
+    )
+
+
 def translate_parser() -> argparse.ArgumentParser:
     """The options of ``translate``."""
     parser = command_parser(
@@ -116,19 +134,7 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_length", type=positive, default=512, help="longest source line in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="source tokens in a batch (default: 4096)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bf16", "int8"),
-        default="float32",
-        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("torch", "ctranslate2"),
-        default="torch",
-        help="ctranslate2 is faster on CPUs, takes its exported folders too, and needs the extra (default: torch)",
-    )
+    add_engine_options(parser)
     parser.add_argument(
         "--num_workers",
         type=positive,

@@ -20,6 +20,7 @@ from torch import Tensor
 from lit_transformer.alignment import AttentionAligner, Link
 from lit_transformer.attention_view import AttentionView, attention_of
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
+from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
@@ -30,7 +31,7 @@ from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.obstacles import compile_obstacle, obstacle
 from lit_transformer.nn.products import Precision, check_precision
-from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
+from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ class Translator:
         if target is not None:
             tgt = self.tokenizer.encode_tgt([target])
             return attention_of(self.network, self.tokenizer, src[0], tgt, source, [target])
-        found = self._decode(_padded(src))[0]
+        found = self._decode(padded(src))[0]
         beams = [Translation(self._line(one), one.score) for one in found]
         tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
         return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
@@ -275,7 +276,8 @@ class Translator:
         """Queues some lines, batched by like length; ``start`` is the number of lines before them."""
         filled = [index for index, text in enumerate(texts) if text.strip()]
         ids = dict(zip(filled, self._encode([texts[index] for index in filled], filled, start), strict=True))
-        jobs = [(indices, run(_padded([ids[index] for index in indices]))) for indices in self._batches(ids)]
+        batches = batches_by_length({index: len(row) for index, row in ids.items()}, self.max_tokens)
+        jobs = [(indices, run(padded([ids[index] for index in indices]))) for indices in batches]
 
         def results() -> Iterator[list[Translation]]:
             lines = [[Translation("", 0.0)] for _ in texts]
@@ -293,17 +295,6 @@ class Translator:
                 logger.warning("line %d has %d tokens and is cut to %d", start + number + 1, len(row), self.max_length)
                 row[self.max_length - 1 :] = row[-1:]  # keeps the EOS at the end
         return rows
-
-    def _batches(self, ids: dict[int, list[int]]) -> Iterator[list[int]]:
-        """Cuts the lines, longest first, into batches of at most ``max_tokens`` padded tokens."""
-        batch: list[int] = []
-        for index in sorted(ids, key=lambda index: -len(ids[index])):
-            if batch and (len(batch) + 1) * len(ids[batch[0]]) > self.max_tokens:
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
 
     @property
     def _device(self) -> torch.device:
@@ -356,12 +347,6 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
 def one_line(text: str) -> str:
     """The text without line breaks, so that it takes one line of a file."""
     return text.replace("\r", " ").replace("\n", " ")
-
-
-def _padded(rows: list[list[int]]) -> Tensor:
-    """Rows of ids as one tensor, padded on the right."""
-    width = max(map(len, rows))
-    return torch.tensor([row + [PAD_ID] * (width - len(row)) for row in rows])
 
 
 def _check_sizes(network: TranslationNetwork, tokenizer: SubwordTokenizer) -> None:

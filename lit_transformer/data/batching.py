@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -219,6 +219,34 @@ def deal(batches: list[Rows], parts: int) -> list[Rows]:
 def collate(src: Sentences, tgt: Sentences, rows: Sequence[int]) -> TranslationBatch:
     """The chosen sentence pairs as one padded batch."""
     return TranslationBatch(src=src.pad(rows), tgt=tgt.pad(rows))
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Rows of ids as one tensor, padded on the right to the longest of them."""
+    return Ragged(rows).pad(range(len(rows)))
+
+
+def batches_by_length(lengths: dict[int, int], max_tokens: int) -> Iterator[Rows]:
+    """Cuts numbered sentences, longest first, into batches of at most ``max_tokens`` padded tokens.
+
+    A sentence that is longer alone has a batch of its own: what is to be translated is not left out.
+
+    Args:
+        lengths: The length of each sentence in tokens, by its number.
+        max_tokens: Largest number of positions in a batch.
+
+    Example:
+        >>> list(batches_by_length({0: 2, 3: 3, 5: 9, 6: 1}, max_tokens=6))
+        [[5], [3, 0], [6]]
+    """
+    batch: Rows = []
+    for number in sorted(lengths, key=lambda number: -lengths[number]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def fill(src_lengths: Sequence[int], tgt_lengths: Sequence[int], batches: list[Rows]) -> float:

@@ -98,6 +98,7 @@ class CTranslate2Translator(Translator):
         self.max_tokens, self.max_length, self._longest = max_tokens, min(max_length, longest), longest
         self.precision, self.num_workers = precision, num_workers
         self._device_name = "cpu"
+        self._threads = 1
         self._engines: dict[int, Any] = {}
 
     @classmethod
@@ -152,7 +153,7 @@ class CTranslate2Translator(Translator):
         return 1
 
     def _engine(self) -> Any:
-        threads = getattr(self, "_threads", 1)
+        threads = self._threads
         if threads not in self._engines:
             compute_type = _COMPUTE_TYPES[self.precision]
             if compute_type not in self._package.get_supported_compute_types(self._device_name):

@@ -51,7 +51,7 @@ def obstacle(network: nn.Module) -> str | None:
     known += [(getattr(attention, name), nn.Linear) for attention in attentions for name in projections]
     known.append((network.projection, nn.Linear))
     for module, kind in known:
-        if not is_own(module, kind):
+        if not is_own(module, kind, _REPLACED.get(kind, ("forward",))):
             return f"{type(module).__name__} is not the package's own {kind.__name__}"
     dropouts = [module.dropout for module, kind in known if kind is ResidualNorm]
     for dropout in (network.embedding_dropout, *dropouts):
@@ -62,11 +62,10 @@ def obstacle(network: nn.Module) -> str | None:
     return None
 
 
-def is_own(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of that kind, and nobody overrode what is done differently, in a class or in an object."""
+def is_own(module: nn.Module, kind: type[nn.Module], names: tuple[str, ...] = ("forward",)) -> bool:
+    """Whether a module is of that kind, and nobody overrode its methods of these names, in a class or in an object."""
     return isinstance(module, kind) and not any(
-        name in vars(module) or getattr(type(module), name) is not getattr(kind, name)
-        for name in _REPLACED.get(kind, ("forward",))
+        name in vars(module) or getattr(type(module), name) is not getattr(kind, name) for name in names
     )
 
 

@@ -21,6 +21,7 @@ from lit_transformer.nn.dropout import Dropout, can_draw, is_dropout, keep_or_dr
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
 from lit_transformer.nn.layers import ACTIVATIONS, PositionwiseFeedForward, ResidualNorm
+from lit_transformer.nn.obstacles import is_own
 from lit_transformer.nn.transformer import Transformer
 from lit_transformer.vocabulary import PAD_ID
 
@@ -201,12 +202,7 @@ def _is_our_own(module: nn.Module) -> bool:
         return False
     if module._compiled_call_impl is not None:
         return False
-    return all(
-        getattr(type(module), name) is getattr(kind, name)
-        for kind, names in _REPLACED.items()
-        if isinstance(module, kind)
-        for name in names
-    )
+    return all(is_own(module, kind, names) for kind, names in _REPLACED.items() if isinstance(module, kind))
 
 
 def _is_usual(stack: nn.Module, kind: type[nn.Module]) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lit_transformer.commands import (
     CHECKPOINT_HELP,
     CommandParser,
+    add_engine_options,
     command_parser,
     finite,
     logger,
@@ -65,19 +66,7 @@ def serve_parser() -> CommandParser:
     )
     parser.add_argument("--max_queue", type=positive, default=256, help="texts that may wait (default: 256)")
     parser.add_argument("--timeout", type=_some_seconds, default=30.0, help="seconds for one request (default: 30)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bf16", "int8"),
-        default="float32",
-        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("torch", "ctranslate2"),
-        default="torch",
-        help="ctranslate2 is faster on CPUs, has no attention view, and needs the extra (default: torch)",
-    )
+    add_engine_options(parser)
     parser.add_argument(
         "--num_workers", type=positive, default=1, help="processes that translate, each with the model (default: 1)"
     )

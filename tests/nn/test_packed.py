@@ -162,6 +162,16 @@ def test_an_overridden_method_of_the_network_leaves_it_plain(method):
     assert not can_pack(network)
 
 
+@pytest.mark.parametrize(
+    "place", ["encoder.layers.0", "decoder.layers.1.self_attention", "decoder.layers.1.feed_forward"]
+)
+def test_a_method_patched_on_one_object_leaves_the_network_plain(place):
+    network = make()
+    part = network.get_submodule(place)
+    part.forward = part.forward
+    assert not can_pack(network)
+
+
 def test_a_part_of_another_kind_leaves_the_network_plain():
     network = make()
     network.encoder.layers[0].feed_forward = nn.Sequential(nn.Linear(16, 16))
