@@ -20,7 +20,7 @@ from lit_transformer.data.batching import (
     collate,
     reason_to_drop,
 )
-from lit_transformer.data.bpe_dropout import BPEDropout, Words
+from lit_transformer.data.bpe_dropout import BPEDropout, Units
 from lit_transformer.data.corpus import CHUNK_ROWS, ParallelCorpus
 from lit_transformer.data.filters import BadRowError, OnBadRow, in_words
 from lit_transformer.data.mixing import Mixing, endless_rows
@@ -224,12 +224,12 @@ class MixedRows:
 
 
 class _Encoded(NamedTuple):
-    """A pool before it is cut into batches; the words of both sides where they are cut anew in each epoch."""
+    """A pool before it is cut into batches; the units of both sides where they are cut anew in each epoch."""
 
     src: Ragged
     tgt: Ragged
     dropped: Counter[str]
-    words: list[Words]
+    units: list[Units]
 
 
 class PoolStream(IterableDataset[Any]):
@@ -328,7 +328,7 @@ class PoolStream(IterableDataset[Any]):
         """The ids of a pool with other subwords; a pair that would get too long for training keeps its own."""
         if self.dropout is None:
             return encoded.src, encoded.tgt
-        src, tgt = (self.dropout(words, side, seed) for words, side in zip(encoded.words, SIDES, strict=True))
+        src, tgt = (self.dropout(units, side, seed) for units, side in zip(encoded.units, SIDES, strict=True))
         for row in range(len(src)):
             if reason_to_drop(self.limits, self.batches, len(src[row]), len(tgt[row]) - 1) is not None:
                 src[row], tgt[row] = encoded.src[row], encoded.tgt[row]
@@ -340,10 +340,10 @@ class PoolStream(IterableDataset[Any]):
         src = self.tokenizer.encode_src([pair.src for pair in pairs])
         tgt = self.tokenizer.encode_tgt([pair.tgt for pair in pairs])
         kept = [row for row in range(len(pairs)) if self._keeps(len(src[row]), len(tgt[row]) - 1, dropped)]
-        words = []
+        units = []
         for side in SIDES if self.dropout is not None else ():
-            words.append(Words(self.tokenizer.words([getattr(pairs[row], side) for row in kept], side)))
-        return _Encoded(Ragged([src[row] for row in kept]), Ragged([tgt[row] for row in kept]), dropped, words)
+            units.append(Units(self.tokenizer.units([getattr(pairs[row], side) for row in kept], side)))
+        return _Encoded(Ragged([src[row] for row in kept]), Ragged([tgt[row] for row in kept]), dropped, units)
 
     def _keeps(self, src_length: int, tgt_length: int, dropped: Counter[str]) -> bool:
         reason = reason_to_drop(self.limits, self.batches, src_length, tgt_length)
