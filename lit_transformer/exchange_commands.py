@@ -28,7 +28,11 @@ def export_parser() -> CommandParser:
     parser = command_parser(
         "export",
         "Writes a trained model into a new folder, for use without its run or with other toolkits.",
-        f"formats:\n{formats}\n\nexamples:\n"
+        f"formats:\n{formats}\n\n"
+        "Marian and Pegasus have sinusoidal positions, heads of d_model / num_heads features and one vocabulary.\n"
+        "Their generate divides scores by length ** alpha, as translate --penalty_kind power does, so some beams end\n"
+        "differently. The config.json of onnx and torch names inputs, ids and axes; all lengths are dynamic.\n\n"
+        "examples:\n"
         "  lit-transformer export runs/tiny exported\n"
         "  lit-transformer export averaged.ckpt marian --format huggingface",
     )

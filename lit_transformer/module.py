@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from contextlib import nullcontext
 from typing import Any, TypeGuard
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from lit_transformer.adam import fuse_on_cpu
+from lit_transformer.adam import paper_adam as paper_adam
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
@@ -22,35 +23,11 @@ from lit_transformer.nn import Transformer
 from lit_transformer.nn.inference import PreparedTransformer, prepare_if_possible
 from lit_transformer.nn.packed import can_pack, packed_features
 from lit_transformer.sharding import ShardedWeights
+from lit_transformer.speed import Speed
 from lit_transformer.vocabulary import PAD_ID
 
 _UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
-
-
-def paper_adam(parameters: Any) -> torch.optim.Optimizer:
-    """Adam as in section 5.3 of the paper: beta1 0.9, beta2 0.98, epsilon 1e-9.
-
-    The rate is the paper's peak for the base model, ``(512 * 4000) ** -0.5``; ``InverseSqrtWarmup`` scales it.
-    """
-    return torch.optim.Adam(parameters, lr=(512 * 4000) ** -0.5, betas=(0.9, 0.98), eps=1e-9)
-
-
-def _fuse_on_cpu(optimizer: torch.optim.Optimizer) -> None:
-    """Lets Adam work through each CPU tensor once instead of ten times, unless its arguments say how to work.
-
-    Not by ``fused=True`` in its constructor: that also takes over the gradient scaling of float16, and Lightning
-    then refuses to clip.
-    """
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-        return
-    for group in optimizer.param_groups:
-        is_plain = all(
-            type(parameter.data) is Tensor and parameter.device.type == "cpu" for parameter in group["params"]
-        )
-        is_free = group["fused"] is None and group["foreach"] is None
-        if is_plain and is_free and not group["capturable"] and not group["differentiable"]:
-            group["fused"] = True
 
 
 def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> TypeGuard[Transformer]:
@@ -132,9 +109,7 @@ class LitTransformer(L.LightningModule):
         self._means: Tensor | None = None  # its loss and negative log-likelihood
         self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
         self._since_logged: Tensor | None = None  # the same of the steps since the last logged one
-        self._tokens: list[Tensor] = []  # of the batches since the clock was started
-        self._clock: float | None = None
-        self._timed_step = 0
+        self._speed = Speed()
         self._sharded: ShardedWeights | None = None
         self._is_evaluating = False
         self._prepared: list[PreparedTransformer] = []  # a list, so that its weights are not taken for the module's
@@ -253,31 +228,23 @@ class LitTransformer(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""
         trainer: Any = self.trainer  # Lightning does not annotate these attributes
-        every = trainer.log_every_n_steps
-        if every == 0:  # nothing is ever logged
+        if not trainer.log_every_n_steps:  # nothing is ever logged
             return
-        self._tokens.append((batch.src != PAD_ID).sum() + batch.num_labels)
-        is_logged = self.global_step % every == 0 and self.global_step > self._timed_step
-        if self._clock is not None and not is_logged:
-            return
-        tokens, now = int(torch.stack(self._tokens).sum()), time.perf_counter()  # waits for the device
-        if self._clock is not None:
-            speed = tokens * trainer.world_size / (now - self._clock)
+        tokens = (batch.src != PAD_ID).sum() + batch.num_labels
+        speed = self._speed.count(tokens, self.global_step, trainer.log_every_n_steps)
+        if speed is not None:
+            speed *= trainer.world_size
             self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
-        self._tokens, self._clock, self._timed_step = [], now, self.global_step
 
     def on_train_start(self) -> None:
-        """Lets the clock start behind the first batch, which waits for data and compilers.
-
-        Also ends an evaluation that was broken off, since weights change from here on.
-        """
-        self._tokens, self._clock = [], None
+        """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""
+        self._speed.stop()
         self._is_evaluating = False
         self._prepared.clear()
 
     def on_validation_start(self) -> None:
         """Leaves the time that validation takes out of the training speed; gathers weights that are sharded."""
-        self._tokens, self._clock = [], None
+        self._speed.stop()
         self._gather()
 
     def on_test_start(self) -> None:
@@ -408,5 +375,5 @@ class LitTransformer(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters; the schedule is a callback's business."""
         optimizer = self.optimizer(self.parameters())
-        _fuse_on_cpu(optimizer)
+        fuse_on_cpu(optimizer)
         return optimizer

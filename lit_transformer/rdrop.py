@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_transformer.divergence import divergence_of_products, symmetric_divergence
-from lit_transformer.interfaces import Search, TranslationBatch, TranslationNetwork
+from lit_transformer.interfaces import TranslationBatch
 from lit_transformer.loss import SmoothedLoss
-from lit_transformer.module import LitTransformer, paper_adam
+from lit_transformer.module import LitTransformer
 
 
 class RDropTransformer(LitTransformer):
@@ -27,12 +27,9 @@ class RDropTransformer(LitTransformer):
     translation.
 
     Args:
-        network: What is trained: any ``TranslationNetwork`` with dropout.
-        label_smoothing: As for ``LitTransformer``.
-        optimizer: As for ``LitTransformer``.
-        search: As for ``LitTransformer``.
-        criterion: As for ``LitTransformer``; it takes the place of both cross-entropies.
+        *args: Arguments of ``LitTransformer``, the network first; it needs dropout.
         alpha: Weight of the divergence; 0 leaves the mean of the two cross-entropies.
+        **kwargs: Arguments of ``LitTransformer``. A ``criterion`` takes the place of both cross-entropies.
 
     Raises:
         ValueError: If ``label_smoothing`` is not in [0, 1), or ``alpha`` is negative.
@@ -46,16 +43,8 @@ class RDropTransformer(LitTransformer):
         True
     """
 
-    def __init__(
-        self,
-        network: TranslationNetwork,
-        label_smoothing: float = 0.1,
-        optimizer: OptimizerCallable = paper_adam,
-        search: Search | None = None,
-        criterion: nn.Module | None = None,
-        alpha: float = 5.0,
-    ) -> None:
-        super().__init__(network, label_smoothing, optimizer, search, criterion)
+    def __init__(self, *args: Any, alpha: float = 5.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if alpha < 0:
             raise ValueError(f"alpha must be 0 or more, got {alpha}")
         self.alpha = alpha

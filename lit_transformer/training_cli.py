@@ -6,7 +6,6 @@ import logging
 import shutil
 import signal
 import sys
-import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,66 +19,29 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, InverseSqrtWarmup, TranslationWriter
-from lit_transformer.callbacks.checkpoint import StepCheckpoint
+from lit_transformer.callbacks import BLEUEvaluation, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.data import TranslationDataModule
+from lit_transformer.defaults import (
+    CALLBACK_DEFAULTS,
+    CALLBACKS,
+    DATA_DEFAULT,
+    MODEL_DEFAULT,
+    TRAINER_DEFAULTS,
+    USED_BY,
+)
 from lit_transformer.interfaces import InputError
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
+from lit_transformer.quiet import quieten_lightning
 from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 
-TRAINER_DEFAULTS = {
-    "default_root_dir": "runs/transformer",
-    "max_steps": 100_000,
-    "max_epochs": -1,
-    "val_check_interval": 1000,
-    "check_val_every_n_epoch": None,
-    "use_distributed_sampler": False,
-    "enable_model_summary": False,  # before_fit says the one line of it that matters
-}
-MODEL_DEFAULT = {
-    "class_path": "lit_transformer.LitTransformer",
-    "init_args": {
-        "network": {"class_path": "lit_transformer.Transformer"},
-        "optimizer": {
-            "class_path": "torch.optim.Adam",
-            "init_args": {"lr": (512 * 4000) ** -0.5, "betas": (0.9, 0.98), "eps": 1e-9},
-        },
-    },
-}
-DATA_DEFAULT = {"class_path": "lit_transformer.TranslationDataModule"}
-CALLBACKS: dict[str, type[Callback]] = {  # keys of the configuration; a listed callback comes before those below it
-    "warmup": InverseSqrtWarmup,
-    "bleu": BLEUEvaluation,
-    "averaging": CheckpointAveraging,
-    "writer": TranslationWriter,
-    "checkpoint": StepCheckpoint,
-}
-USED_BY = {
-    "warmup": {"fit"},
-    "bleu": {"fit", "validate", "test"},
-    "averaging": {"validate", "test", "predict"},
-    "writer": {"predict"},
-    "checkpoint": {"fit"},
-}
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # which weights do not depend on
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
-CALLBACK_DEFAULTS = {
-    "bleu.output_path": "{run}/test.hyp.txt",
-    "writer.output_path": "{run}/predictions.txt",
-    "checkpoint.filename": "step={step}",
-    "checkpoint.auto_insert_metric_name": False,
-    "checkpoint.monitor": "step",
-    "checkpoint.mode": "max",
-    "checkpoint.save_top_k": 5,
-    "checkpoint.every_n_train_steps": 1000,
-    "checkpoint.save_on_exception": True,  # also on SIGTERM and on the keyboard's interrupt
-}
 
 
 class RunConfig(SaveConfigCallback):
@@ -379,29 +341,9 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-_CHATTER = ("Seed set to", "TPU available", "Restoring states from")  # said elsewhere, or of no interest
-
-
-def _quieten_lightning() -> None:
-    """Keeps Lightning's messages plain, without advertisements and without warnings about its own insides."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            handler.addFilter(lambda record: "💡" not in record.getMessage())
-            handler.addFilter(lambda record: not record.getMessage().startswith(_CHATTER))
-    warnings.formatwarning = lambda message, *place: f"warning: {message}\n"
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(lightning|jsonargparse)\.")
-    warnings.filterwarnings("ignore", message=r"\s*skip_none parameter", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # before_fit looks
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # a run continued in another folder
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`, callbacks used to create")
-    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")  # it is what was asked for
-
-
 def run(arguments: list[str]) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict`` with the rest of the command line."""
-    _quieten_lightning()
+    quieten_lightning()
     try:
         TranslationCLI(arguments)
     except MisconfigurationException as error:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from lit_transformer.alignment import AttentionAligner, Link
 from lit_transformer.attention_view import AttentionView, attention_of
-from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
+from lit_transformer.checkpoints import CheckpointError as CheckpointError
 from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
-from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
 from lit_transformer.interfaces import Translation as Translation
+from lit_transformer.model_files import CONFIG_FILE as CONFIG_FILE
+from lit_transformer.model_files import TOKENIZER_FILE as TOKENIZER_FILE
+from lit_transformer.model_files import WEIGHTS_FILE as WEIGHTS_FILE
+from lit_transformer.model_files import build_network as build_network
+from lit_transformer.model_files import local_folder as local_folder
+from lit_transformer.model_files import read_model, write_model
 from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.obstacles import compile_obstacle, obstacle
@@ -35,39 +35,8 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
 _MANY = 256  # lines from which on starting worker processes pays
-
-
-def build_network(spec: dict[str, Any]) -> TranslationNetwork:
-    """Builds the network that ``TranslationNetwork.spec`` describes, with fresh weights.
-
-    Raises:
-        CheckpointError: If the class cannot be imported, is not a ``TranslationNetwork``, or refuses its arguments.
-    """
-    class_path, arguments = str(spec.get("class_path", "")), spec.get("init_args", {})
-    module_name, _, class_name = class_path.rpartition(".")
-    try:
-        network_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = f"the network class {class_path!r} cannot be imported ({error}); install its package"
-        raise CheckpointError(message) from None
-    if not (isinstance(network_class, type) and issubclass(network_class, TranslationNetwork)):
-        raise CheckpointError(f"{class_path!r} is not a TranslationNetwork, so a checkpoint may not build it")
-    try:
-        return network_class(**arguments)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{class_path} does not accept the stored arguments: {error}") from None
-
-
-def _stored_tokenizer(content: dict[str, Any]) -> dict[str, Any] | None:
-    """The tokenizer that the data module, of whatever class, left in a checkpoint."""
-    for value in content.values():
-        if isinstance(value, dict) and isinstance(value.get("tokenizer"), dict):
-            tokenizer: dict[str, Any] = value["tokenizer"]
-            return tokenizer
-    return None
 
 
 class Translator:
@@ -133,43 +102,7 @@ class Translator:
         Raises:
             CheckpointError: If there is nothing there to translate with.
         """
-        path = local_folder(path, revision)
-        if any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
-            return cls._from_folder(path, **options)
-        return cls._from_checkpoint(newest_checkpoint(path) if path.is_dir() else path, **options)
-
-    @classmethod
-    def _from_checkpoint(cls, path: Path, **options: Any) -> Translator:
-        content = read_checkpoint(path)
-        arguments, state = content.get("hyper_parameters"), _stored_tokenizer(content)
-        spec = arguments.get("network") if isinstance(arguments, dict) else None
-        if not isinstance(spec, dict) or state is None:
-            missing = "tokenizer" if isinstance(spec, dict) else "description of the network"
-            raise CheckpointError(f"{path} holds no {missing}, so it cannot translate by itself; train with fit")
-        prefix = "network."
-        weights = {
-            key.removeprefix(prefix).replace("_orig_mod.", ""): value
-            for key, value in content["state_dict"].items()
-            if key.startswith(prefix)
-        }
-        with _naming(path):
-            network, tokenizer = build_network(spec), SubwordTokenizer.from_state(state)
-            network.load_state_dict(weights)
-        return cls(network, tokenizer, **options)
-
-    @classmethod
-    def _from_folder(cls, folder: Path, **options: Any) -> Translator:
-        files = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
-        missing = next((name for name in files if not (folder / name).is_file()), None)
-        if missing is not None:
-            raise CheckpointError(f"{folder} is not a complete model folder: it has no {missing}; export it again")
-        with _naming(folder):
-            spec = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            if not isinstance(spec, dict):
-                raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
-            network, tokenizer = build_network(spec), SubwordTokenizer.load(folder / TOKENIZER_FILE)
-            safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
-        return cls(network, tokenizer, **options)
+        return cls(*read_model(path, revision), **options)
 
     def save(self, folder: str | Path) -> Path:
         """Writes weights (safetensors), configuration (JSON) and tokenizer (JSON) into a folder.
@@ -177,17 +110,7 @@ class Translator:
         Raises:
             ValueError: If the network was built with arguments that JSON cannot hold.
         """
-        folder = Path(folder)
-        try:
-            config = json.dumps(self.network.spec, indent=2)
-        except TypeError as error:
-            raise ValueError(f"{type(self.network).__name__} has arguments that JSON cannot hold: {error}") from None
-        with replacing(folder / CONFIG_FILE) as partial:
-            partial.write_text(config, encoding="utf-8")
-        self.tokenizer.save(folder / TOKENIZER_FILE)
-        with replacing(folder / WEIGHTS_FILE) as partial:
-            safetensors.torch.save_model(self.network, str(partial))
-        return folder
+        return write_model(self.network, self.tokenizer, folder)
 
     def to(self, device: torch.device | str) -> Translator:
         """Moves the network to a device."""
@@ -332,18 +255,6 @@ class Translator:
         return one_line(self.tokenizer.decode(hypothesis.tokens))
 
 
-def local_folder(path: str | Path, revision: str | None = None) -> Path:
-    """The path, or where the Hub's model of this name has been fetched to if there is nothing of that name here.
-
-    Raises:
-        CheckpointError: If it is no name of the Hub either, or cannot be fetched.
-    """
-    name, path = str(path), Path(path)
-    if path.exists() or path.parent.exists() or path.suffix == ".ckpt" or not HUB_NAME.fullmatch(name):
-        return path
-    return fetch_from_hub(name, revision)
-
-
 def one_line(text: str) -> str:
     """The text without line breaks, so that it takes one line of a file."""
     return text.replace("\r", " ").replace("\n", " ")
@@ -358,17 +269,3 @@ def _check_sizes(network: TranslationNetwork, tokenizer: SubwordTokenizer) -> No
             raise CheckpointError(
                 f"the tokenizer has {tokens} {side} tokens but the network only {room}: they were not trained together"
             )
-
-
-@contextmanager
-def _naming(place: Path) -> Iterator[None]:
-    """Names the file or folder in whatever is wrong with what it holds."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{place} cannot be used: {error}") from None
-    except RuntimeError as error:  # from load_state_dict: many lines, the last the most particular
-        reason = str(error).splitlines()[-1].strip()
-        raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{place} is damaged: {error}") from None

@@ -15,7 +15,7 @@ from tiny_run import WORDS, sentences, tiny_run, translated  # noqa: F401
 
 from lit_transformer import SentencePair, SubwordTokenizer, Transformer, Translator
 from lit_transformer.alignment import AttentionAligner, hard_alignment, pharaoh
-from lit_transformer.data.pieces import word_numbers
+from lit_transformer.data.side import word_numbers
 from lit_transformer.interfaces import InputError
 
 TEXTS = ["ein Hund und eine Katze, ja", "Straßenbahn  fährt\tspät .", "나는 고양이를 좋아해요!", "x", " - "]

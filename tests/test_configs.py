@@ -22,8 +22,8 @@ from lit_transformer import (
     Transformer,
     TranslationDataModule,
 )
+from lit_transformer.defaults import TRAINER_DEFAULTS
 from lit_transformer.module import paper_adam
-from lit_transformer.training_cli import TRAINER_DEFAULTS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 ALL = {path.relative_to(FOLDER).as_posix(): path for path in sorted(FOLDER.rglob("*.y*ml"))}

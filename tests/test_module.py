@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import DataLoader
 
 from lit_transformer import module as module_file
+from lit_transformer import speed
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.interfaces import SentencePair, TranslationBatch, TranslationNetwork
 from lit_transformer.metrics import CorpusBLEU
@@ -328,7 +329,7 @@ def test_speed_counts_real_tokens_of_all_batches(monkeypatch: pytest.MonkeyPatch
     options: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": every, "accumulate_grad_batches": accumulate}
     trainer = make_trainer(logger=logger, **options)
     clock = SimpleNamespace(perf_counter=lambda: seconds_per_step * trainer.global_step)
-    monkeypatch.setattr(module_file, "time", clock)
+    monkeypatch.setattr(speed, "time", clock)
     trainer.fit(module, loader(batches))
     tokens = [int((batch.src != PAD_ID).sum() + (batch.labels != PAD_ID).sum()) for batch in batches]
     # The clock starts behind the first batch, which is step 1 without accumulation and step 0 with it.
@@ -353,7 +354,7 @@ def test_speed_leaves_validation_out(monkeypatch: pytest.MonkeyPatch) -> None:
     logger, pause = Memory(), Pause()
     trainer = make_trainer(pause, logger=logger, max_epochs=1, log_every_n_steps=2, val_check_interval=2)
     clock = SimpleNamespace(perf_counter=lambda: trainer.global_step + 3600.0 * pause.hours)
-    monkeypatch.setattr(module_file, "time", clock)
+    monkeypatch.setattr(speed, "time", clock)
     batch = make_batch(make_pairs(3))
     trainer.fit(LitTransformer(Transformer(V, **SMALL)), loader([batch] * 6), loader([batch]))
     tokens = int((batch.src != PAD_ID).sum() + batch.num_labels)
@@ -364,7 +365,7 @@ def test_a_trainer_that_never_logs() -> None:
     batch = make_batch(make_pairs(3))
     module = LitTransformer(Transformer(V, **SMALL))
     assert fit(module, [batch], max_steps=3, max_epochs=-1, log_every_n_steps=0).global_step == 3
-    assert module._tokens == []  # nothing piles up
+    assert module._speed._tokens == []  # nothing piles up
 
 
 class Shared(torch.utils.data.IterableDataset[TranslationBatch]):

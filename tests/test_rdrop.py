@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -157,6 +159,33 @@ def test_two_dropouts_differ_and_without_dropout_nothing_is_added() -> None:
 def test_a_negative_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="alpha must be 0 or more, got -1"):
         make(alpha=-1)
+
+
+def test_the_arguments_of_the_plain_module_are_its_own_too_by_place_and_by_name(tmp_path: Path) -> None:
+    network = Transformer(**SIZES)
+    by_place = RDropTransformer(network, 0.2, alpha=3.0)
+    by_name = RDropTransformer(alpha=3.0, label_smoothing=0.2, network=network)
+    assert by_place.hparams == by_name.hparams
+    train(by_place, Steps([]), max_steps=1).save_checkpoint(tmp_path / "rdrop.ckpt")
+    loaded = RDropTransformer.load_from_checkpoint(tmp_path / "rdrop.ckpt", weights_only=True)
+    expected = {"network", "label_smoothing", "search", "criterion", "alpha"}
+    for module in (by_place, by_name, loaded):
+        assert (module.alpha, module.label_smoothing) == (3.0, 0.2)
+        assert set(module.hparams) - {"_instantiator"} == expected
+    with pytest.raises(TypeError, match="label_smothing"):
+        RDropTransformer(network, label_smothing=0.2)
+
+
+def test_help_shows_the_arguments_of_both_and_a_misspelt_one_is_refused() -> None:
+    finished = lit("fit", "--model.help=lit_transformer.RDropTransformer")
+    assert finished.status == 0, finished.err
+    plain = set(inspect.signature(LitTransformer.__init__).parameters) - {"self"}
+    shown = set(re.findall(r"^  --model\.(\w+) [A-Z]", finished.out, re.M))
+    assert shown == plain | {"alpha"}
+    assert "Probability taken from the right token" in " ".join(finished.out.split())
+    wrong = lit("fit", "--model=lit_transformer.RDropTransformer", "--model.label_smothing=0.2")
+    assert wrong.status == 2
+    assert "'label_smothing' is not accepted. Did you mean 'label_smoothing'?" in wrong.err
 
 
 def test_a_criterion_takes_the_place_of_the_cross_entropies() -> None:

@@ -30,7 +30,13 @@ class AttentionPictures(Callback):
 
     Watch how heads find the words that they translate: that is when the loss begins to fall for good. Works with
     every logger that takes pictures, by ``add_figure`` (TensorBoard) or ``log_image`` (Weights & Biases), and needs the
-    extra ``plot``. Only the first process draws; the others do not wait for it.
+    extra ``plot``. Only the first process draws; the others do not wait for it. In a configuration::
+
+        trainer:
+          logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs/tiny}}
+          callbacks:
+            - class_path: lit_transformer.AttentionPictures
+              init_args: {sentences: [A dog sleeps.], targets: [Ein Hund schläft.], every_n_validations: 2}
 
     Args:
         sentences: Source sentences, always the same.

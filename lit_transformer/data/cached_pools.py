@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches, reason_to_drop
 from lit_transformer.data.cache import TokenCache
-from lit_transformer.data.pools import SIDES, LaneEnd, Pool, lane_start, made_by_this_worker, start_of
+from lit_transformer.data.cursor import lane_start, start_of
+from lit_transformer.data.pools import SIDES, LaneEnd, Pool, made_by_this_worker
 from lit_transformer.vocabulary import PAD_ID
 
 _BLOCK = 1 << 20  # pairs whose lengths are judged at once

@@ -20,13 +20,14 @@ from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
 from lit_transformer.data.corpus import ParallelCorpus
+from lit_transformer.data.cursor import Cursor, joined, start_of
 from lit_transformer.data.dropped import DroppedRows
 from lit_transformer.data.evaluation import EvaluationBatches
 from lit_transformer.data.filters import OnBadRow, in_words
-from lit_transformer.data.mixing import Mixing
-from lit_transformer.data.pools import Cursor, MixedRows, Pool, PoolStream, start_of
+from lit_transformer.data.mixing import MixedRows, Mixing
+from lit_transformer.data.pools import Pool, PoolStream
 from lit_transformer.data.position import StreamPosition
-from lit_transformer.data.stream import TrainingBatches, joined
+from lit_transformer.data.stream import TrainingBatches
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.data.tokenizer_choice import TokenizerChoice
 from lit_transformer.interfaces import SentencePair

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from lit_transformer.data.pools import Cursor, Pool
+from lit_transformer.data.cursor import Cursor
+from lit_transformer.data.pools import Pool
 
 
 class DroppedRows:

@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lit_transformer.data.pools import Cursor
+from lit_transformer.data.cursor import Cursor
 from lit_transformer.data.stream import batch_seed
 from lit_transformer.interfaces import TranslationBatch
 

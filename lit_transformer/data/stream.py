@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from lit_transformer.data.batching import Rows
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.pools import Cursor, LaneEnd, Place, Pool, PoolStream, lane_start, start_of
+from lit_transformer.data.cursor import Cursor, Place, lane_start, start_of
+from lit_transformer.data.pools import LaneEnd, Pool, PoolStream
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.interfaces import TranslationBatch
 from lit_transformer.vocabulary import EOS_ID, PAD_ID
@@ -232,18 +233,6 @@ def batch_seed(seed: int, step: int, rank: int) -> int:
         rank: Number of the process.
     """
     return random.Random(f"{seed}/{step}/{rank}").getrandbits(63)
-
-
-def joined(cursors: list[Cursor]) -> Cursor:
-    """One cursor out of those of all processes, each of which knows its own lanes.
-
-    Example:
-        >>> a, b = {"epoch": 0, "turn": 0, "lanes": [{"pool": 1}, None]}, {"epoch": 0, "turn": 0, "lanes": [None, {}]}
-        >>> joined([a, b])["lanes"]
-        [{'pool': 1}, {}]
-    """
-    columns = zip(*(cursor["lanes"] for cursor in cursors), strict=True)
-    return {**cursors[0], "lanes": [next(place for place in column if place is not None) for column in columns]}
 
 
 def _batch(taken: tuple[Pool, Rows] | None, cursor: Cursor) -> TranslationBatch:

@@ -9,7 +9,7 @@ import os
 import unicodedata
 import uuid
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.data.locks import locked
-from lit_transformer.data.pieces import Merges, Word, decoded, encodings, merges_of, pieces, word_numbers, words_of
-from lit_transformer.data.sentencepiece import HIDDEN, CharacterRules, SentencePieceModel, assembled, ids_in_vocabulary
+from lit_transformer.data.sentencepiece import CharacterRules, SentencePieceModel, assembled
+from lit_transformer.data.side import Merges, Side, Unit
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -96,9 +96,7 @@ class SubwordTokenizer:
         self.joint, self.lowercase = joint, lowercase
         self.vocab_size, self._src_vocab_size = vocab_size, src_vocab_size or vocab_size
         self.data_fingerprint = None
-        self._rules: dict[str, CharacterRules] = {}  # of sentencepiece, for each side
-        self._src: Tokenizer | None = None
-        self._tgt: Tokenizer | None = None
+        self._sides: dict[str, Side] = {}  # src and tgt, once it is trained; one and the same if joint
 
     @property
     def src_vocab_size(self) -> int:
@@ -113,12 +111,12 @@ class SubwordTokenizer:
     @property
     def num_src_tokens(self) -> int:
         """Source ids in use, at most ``src_vocab_size``."""
-        return min(_ready(self._src).get_vocab_size(), self.src_vocab_size)
+        return self._side("src").num_tokens
 
     @property
     def num_tokens(self) -> int:
         """Target ids in use, at most ``vocab_size``."""
-        return min(_ready(self._tgt).get_vocab_size(), self.vocab_size)
+        return self._side("tgt").num_tokens
 
     @property
     def tags(self) -> list[str]:
@@ -128,14 +126,15 @@ class SubwordTokenizer:
     @property
     def is_trained(self) -> bool:
         """Whether there is a vocabulary to encode and decode with."""
-        return self._tgt is not None
+        return bool(self._sides)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of recipe and vocabulary: the same for tokenizers that give the same ids."""
-        learned = [json.loads(_ready(side).to_str())["model"] for side in (self._src, self._tgt)]
+        sides = self._side("src"), self._side("tgt")
+        learned = [json.loads(side.tokenizer.to_str())["model"] for side in sides]
         content = [self.recipe, *([model["vocab"], model.get("merges")] for model in learned)]
-        content += [hashlib.sha256(one.charsmap).hexdigest() for one in self._rules.values()]
+        content += [hashlib.sha256(side.rules.charsmap).hexdigest() for side in sides if side.rules]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def normalize(self, text: str) -> str:
@@ -163,7 +162,8 @@ class SubwordTokenizer:
                 src = self._learn(texts, self.src_vocab_size, self.tags)
                 spool.seek(0)
                 tgt = self._learn((json.loads(line) for line in spool), self.vocab_size)
-        self._src, self._tgt, self.data_fingerprint = src, tgt, data_fingerprint
+        self._put(src, tgt, rules={})
+        self.data_fingerprint = data_fingerprint
         logger.info("trained a tokenizer with %d source and %d target tokens", self.num_src_tokens, self.num_tokens)
 
     def train_or_load(
@@ -200,41 +200,16 @@ class SubwordTokenizer:
 
     def encode_src(self, texts: Sequence[str]) -> list[list[int]]:
         """Source sentences as ids, each closed by EOS; tags before a sentence are one id each."""
-        src = _ready(self._src)
+        src = self._side("src")
         if not self.tags or isinstance(texts, str):
-            return [[*ids, EOS_ID] for ids in self._encode(src, texts)]
+            return [[*ids, EOS_ID] for ids in src.encode(texts)]
         split = [self._split_tags(text) for text in texts]
-        encoded = self._encode(src, [text for _, text in split])
-        hidden = HIDDEN if self.recipe["model"] == "sentencepiece" else ""
-        tag_ids = {tag: found for tag in self.tags if (found := src.token_to_id(hidden + tag)) is not None}
-        return [[*(tag_ids[tag] for tag in tags), *ids, EOS_ID] for (tags, _), ids in zip(split, encoded, strict=True)]
+        encoded = src.encode([text for _, text in split])
+        return [[*self._tag_ids(tags), *ids, EOS_ID] for (tags, _), ids in zip(split, encoded, strict=True)]
 
     def encode_tgt(self, texts: Sequence[str]) -> list[list[int]]:
         """Target sentences as ids, each from BOS to EOS."""
-        return [[BOS_ID, *ids, EOS_ID] for ids in self._encode(_ready(self._tgt), texts)]
-
-    def words(self, texts: Sequence[str], side: str) -> list[list[Word]]:
-        """Sentences as words, each the tuple of its ids; BOS, EOS and tags are words of their own.
-
-        Joined, the words are what ``encode_src`` or ``encode_tgt`` gives.
-
-        Args:
-            texts: The sentences.
-            side: ``src`` or ``tgt``.
-        """
-        if side == "tgt":
-            return [
-                [(BOS_ID,), *found, (EOS_ID,)]
-                for found in words_of(_ready(self._tgt), self._clean(_ready(self._tgt), texts))
-            ]
-        src, split = _ready(self._src), [self._split_tags(text) for text in texts]
-        tags = [[(i,) for tag in tags if (i := src.token_to_id(tag)) is not None] for tags, _ in split]
-        found = words_of(src, self._clean(src, [text for _, text in split]))
-        return [[*before, *behind, (EOS_ID,)] for before, behind in zip(tags, found, strict=True)]
-
-    def merges(self, side: str) -> Merges:
-        """The merges of byte-pair encoding: rank and result of each, by the two ids that it joins."""
-        return merges_of(_ready(self._src if side == "src" else self._tgt))
+        return [[BOS_ID, *ids, EOS_ID] for ids in self._side("tgt").encode(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Target ids as text; PAD, BOS, EOS, tags and ids that no token uses are passed over."""
@@ -242,26 +217,26 @@ class SubwordTokenizer:
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Several rows of target ids as texts, as ``decode`` does for one."""
-        return decoded(_ready(self._tgt), rows, self.vocab_size, self.tags)
+        return self._side("tgt").decode(rows, self.tags)
 
     def decode_src(self, ids: Sequence[int]) -> str:
         """Source ids as text, as ``decode`` does for the target side."""
-        return decoded(_ready(self._src), [ids], self.src_vocab_size, self.tags)[0]
+        return self._side("src").decode([ids], self.tags)[0]
 
     def pieces_src(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each source id, for pictures and tables; ``▁`` stands for a space."""
-        return pieces(_ready(self._src), ids, self.src_vocab_size)
+        return self._side("src").pieces(ids)
 
     def pieces_tgt(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each target id, for pictures and tables; ``▁`` stands for a space."""
-        return pieces(_ready(self._tgt), ids, self.vocab_size)
+        return self._side("tgt").pieces(ids)
 
     def words_src(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
         """The ids of ``encode_src`` and, for each, the number of its word, as ``str.split`` would count it.
 
         EOS, tags and signs attached to a word belong to none; tags are not counted as words either.
         """
-        words = self._words(_ready(self._src), [self._split_tags(text)[1] for text in texts])
+        words = self._side("src").words([self._split_tags(text)[1] for text in texts])
         ids = self.encode_src(texts)
         return [
             (row, [*[None] * (len(row) - 1 - len(found)), *found, None]) for row, found in zip(ids, words, strict=True)
@@ -269,14 +244,37 @@ class SubwordTokenizer:
 
     def words_tgt(self, texts: Sequence[str]) -> list[tuple[list[int], list[int | None]]]:
         """The ids of ``encode_tgt``, and for each the number of its word, as ``words_src`` does."""
-        words = self._words(_ready(self._tgt), texts)
+        words = self._side("tgt").words(texts)
         return [(row, [None, *found, None]) for row, found in zip(self.encode_tgt(texts), words, strict=True)]
+
+    def units(self, texts: Sequence[str], side: str) -> list[list[Unit]]:
+        """Sentences as the stretches that merges stay within, each the tuple of its ids: words, numbers, runs of signs.
+
+        Unlike the words of ``words_src`` they include the space before them, and signs stand alone; BOS, EOS and each
+        tag are units too. Joined, the units are what ``encode_src`` or ``encode_tgt`` gives.
+
+        Args:
+            texts: The sentences.
+            side: ``src`` or ``tgt``.
+        """
+        if side == "tgt":
+            return [[(BOS_ID,), *found, (EOS_ID,)] for found in self._side("tgt").units(texts)]
+        split = [self._split_tags(text) for text in texts]
+        units = self._side("src").units([text for _, text in split])
+        return [
+            [*((i,) for i in self._tag_ids(tags)), *found, (EOS_ID,)]
+            for (tags, _), found in zip(split, units, strict=True)
+        ]
+
+    def merges(self, side: str) -> Merges:
+        """The merges of byte-pair encoding: rank and result of each, by the two ids that it joins."""
+        return self._side(side).merges()
 
     def to_state(self) -> dict[str, Any]:
         """Recipe and vocabulary as plain data, fit for JSON and for checkpoints loaded with ``weights_only=True``."""
-        sides = {"tgt": _ready(self._tgt).to_str()}
+        sides = {"tgt": self._side("tgt").tokenizer.to_str()}
         if not self.joint:
-            sides["src"] = _ready(self._src).to_str()
+            sides["src"] = self._side("src").tokenizer.to_str()
         state = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -284,7 +282,7 @@ class SubwordTokenizer:
             "data_fingerprint": self.data_fingerprint,
             "tokenizers": sides,
         }
-        rules = {side: b64encode(one.charsmap).decode() for side, one in self._rules.items()}
+        rules = {name: b64encode(one.rules.charsmap).decode() for name, one in self._sides.items() if one.rules}
         return {**state, "character_rules": rules} if rules else state
 
     @classmethod
@@ -302,9 +300,9 @@ class SubwordTokenizer:
             tokenizer = cls(**state["recipe"])
             tokenizer.data_fingerprint = state["data_fingerprint"]
             rules = state.get("character_rules", {})
-            tokenizer._rules = {side: CharacterRules(b64decode(text)) for side, text in rules.items()}
-            tokenizer._tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
-            tokenizer._src = Tokenizer.from_str(state["tokenizers"]["src"]) if not tokenizer.joint else tokenizer._tgt
+            tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
+            src = tgt if tokenizer.joint else Tokenizer.from_str(state["tokenizers"]["src"])
+            tokenizer._put(src, tgt, {side: CharacterRules(b64decode(text)) for side, text in rules.items()})
         except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
             raise InputError(f"damaged tokenizer state: {error!r}") from error
         return tokenizer
@@ -322,9 +320,9 @@ class SubwordTokenizer:
             tags: Those of the tokens that may stand before a source sentence.
         """
         tokenizer = cls("sentencepiece", len(tokens), joint=src == tgt, byte_fallback=tgt.byte_fallback, tags=tags)
-        tokenizer._rules = {"src": CharacterRules(src.charsmap), "tgt": CharacterRules(tgt.charsmap)}
-        tokenizer._tgt = assembled(tgt, tokens)
-        tokenizer._src = tokenizer._tgt if src == tgt else assembled(src, tokens)
+        rules = {"src": CharacterRules(src.charsmap), "tgt": CharacterRules(tgt.charsmap)}
+        cutter = assembled(tgt, tokens)
+        tokenizer._put(cutter if src == tgt else assembled(src, tokens), cutter, rules)
         return tokenizer
 
     def save(self, path: str | Path) -> None:
@@ -373,26 +371,21 @@ class SubwordTokenizer:
             text = text if self.recipe["model"] == "sentencepiece" else text.removeprefix(" ")
         return found, text
 
-    def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
-        if isinstance(texts, str):
-            raise InputError("texts must be a list of sentences, got one string; put it in a list")
-        clean = self._clean(tokenizer, texts)
-        found = encodings(tokenizer, clean)
-        if self.recipe["model"] == "sentencepiece":
-            both = zip(clean, found, strict=True)
-            return (ids_in_vocabulary(tokenizer, text, one.ids, self.vocab_size) for text, one in both)
-        return (one.ids for one in found)
+    def _tag_ids(self, tags: Sequence[str]) -> list[int]:
+        return [self._side("src").id_of(tag) for tag in tags]
 
-    def _clean(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-        normalize = self._rules.get("tgt" if tokenizer is self._tgt else "src", self.normalize)
-        return [normalize(text) for text in texts]
+    def _put(self, src: Tokenizer, tgt: Tokenizer, rules: Mapping[str, CharacterRules]) -> None:
+        """Takes over what was learned, imported or loaded; sentencepiece alone brings rules, for each side."""
+        one = Side(tgt, self.tgt_vocab_size, self.normalize, rules.get("tgt"))
+        other = one if self.joint else Side(src, self.src_vocab_size, self.normalize, rules.get("src"))
+        self._sides = {"src": other, "tgt": one}
 
-    def _words(self, tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int | None]]:
-        clean = self._clean(tokenizer, texts)
-        found = encodings(tokenizer, clean, with_words=True)  # the fast ones leave the offsets out
-        rules = self._rules.get("tgt" if tokenizer is self._tgt else "src")
-        places = [rules.places(text) if rules else None for text in texts]
-        return (word_numbers(text, one.offsets, at) for text, one, at in zip(clean, found, places, strict=True))
+    def _side(self, name: str) -> Side:
+        if not self._sides:
+            raise RuntimeError(
+                "this tokenizer has no vocabulary yet: call train or train_or_load, or use SubwordTokenizer.load"
+            )
+        return self._sides[name]
 
     def _take(self, path: Path, data_fingerprint: str) -> str:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""
@@ -404,17 +397,9 @@ class SubwordTokenizer:
             return f"{path} was made with another {', '.join(changed)}"
         if found.data_fingerprint != data_fingerprint:
             return f"{path} was made from other data"
-        self._src, self._tgt, self.data_fingerprint = found._src, found._tgt, data_fingerprint
+        self._sides, self.data_fingerprint = found._sides, data_fingerprint
         logger.info("reusing the tokenizer %s", path)
         return ""
-
-
-def _ready(side: Tokenizer | None) -> Tokenizer:
-    if side is None:
-        raise RuntimeError(
-            "this tokenizer has no vocabulary yet: call train or train_or_load, or use SubwordTokenizer.load"
-        )
-    return side
 
 
 def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:

@@ -23,6 +23,15 @@ class MosesBLEU(CorpusBLEU):
     tokenises the references as well. The papers on Multi30k ignore case: ``MosesBLEU("de", lowercase=True,
     normalize=True)`` makes the corpus's own ``lc.norm.tok`` files out of its plain text.
 
+    In a configuration, beside the usual scores::
+
+        bleu:
+          metric:
+            - class_path: lit_transformer.MosesBLEU
+              init_args: {lang: de, split_hyphens: true, name: paper_bleu}
+            - class_path: lit_transformer.MosesBLEU
+              init_args: {lang: de, lowercase: true, normalize: true, name: multi30k_bleu}
+
     As in ``multi-bleu.perl`` nothing is smoothed: without any match of four words the score is 0.
 
     Args:

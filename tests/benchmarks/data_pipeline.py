@@ -32,7 +32,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from synthetic_rows import served, write_jsonl, write_parquet, write_text
 
 from lit_transformer import ParallelCorpus, TranslationDataModule
-from lit_transformer.data.pools import Cursor, MixedRows, lane_start, start_of
+from lit_transformer.data.cursor import Cursor, lane_start, start_of
+from lit_transformer.data.mixing import MixedRows
 from lit_transformer.interfaces import TranslationBatch
 
 MAX_TOKENS = 25_000

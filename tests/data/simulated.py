@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 from lit_transformer.data import pools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.pools import start_of
+from lit_transformer.data.cursor import start_of
 from lit_transformer.data.stream import TrainingBatches
 
 

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from lit_transformer.data.batching import LengthLimits, Ragged, TokenBudgetBatches, collate, deal, fill
 from lit_transformer.data.corpus import ParallelCorpus
+from lit_transformer.data.cursor import lane_start, start_of
 from lit_transformer.data.evaluation import EvaluationBatches
-from lit_transformer.data.pools import MixedRows, PoolStream, lane_start, start_of
+from lit_transformer.data.mixing import MixedRows
+from lit_transformer.data.pools import PoolStream
 from lit_transformer.data.stream import TrainingBatches, batch_seed
 from lit_transformer.interfaces import SentencePair
 

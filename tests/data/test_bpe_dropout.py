@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_datamodule import make_data, run, same_weights, write_corpus
 
-from lit_transformer.data.bpe_dropout import BPEDropout, Words
+from lit_transformer.data.bpe_dropout import BPEDropout, Units
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError, SentencePair
 
@@ -31,21 +31,21 @@ def tokenizer() -> SubwordTokenizer:
 
 
 def segmented(tokenizer: SubwordTokenizer, probability: float, texts: list[str], seed: str = "1") -> list[list[int]]:
-    return BPEDropout(tokenizer, probability)(Words(tokenizer.words(texts, "tgt")), "tgt", seed)
+    return BPEDropout(tokenizer, probability)(Units(tokenizer.units(texts, "tgt")), "tgt", seed)
 
 
-def test_words_joined_are_the_ids_of_the_tokenizer(tokenizer: SubwordTokenizer) -> None:
+def test_units_joined_are_the_ids_of_the_tokenizer(tokenizer: SubwordTokenizer) -> None:
     texts = ["<2de> the lowest", *TEXTS]
     for side, encode in (("src", tokenizer.encode_src), ("tgt", tokenizer.encode_tgt)):
-        joined = [[i for word in sentence for i in word] for sentence in tokenizer.words(texts, side)]
+        joined = [[i for unit in sentence for i in unit] for sentence in tokenizer.units(texts, side)]
         assert joined == encode(texts)
 
 
 def test_without_dropout_it_is_byte_pair_encoding(tokenizer: SubwordTokenizer) -> None:
     assert segmented(tokenizer, 0.0, TEXTS) == tokenizer.encode_tgt(TEXTS)
     texts = ["<2de> slower news", *TEXTS]
-    words = Words(tokenizer.words(texts, "src"))
-    assert BPEDropout(tokenizer, 0.0)(words, "src", "1") == tokenizer.encode_src(texts)
+    units = Units(tokenizer.units(texts, "src"))
+    assert BPEDropout(tokenizer, 0.0)(units, "src", "1") == tokenizer.encode_src(texts)
 
 
 def test_with_certain_dropout_words_are_spelled(tokenizer: SubwordTokenizer) -> None:
@@ -78,12 +78,12 @@ def chances(ids: tuple[int, ...], rules: dict, probability: float) -> Counter:
 @pytest.mark.parametrize("probability", [0.1, 0.5])
 def test_cuts_are_as_frequent_as_the_algorithm_says(tokenizer: SubwordTokenizer, probability: float) -> None:
     dropout, draw, count = BPEDropout(tokenizer, probability), random.Random(7).random, 20_000
-    word = tokenizer.words(["lowest"], "tgt")[0][1]
-    (spelled,) = [BPEDropout(tokenizer, 1.0).cut(word, "tgt", draw)]
+    unit = tokenizer.units(["lowest"], "tgt")[0][1]
+    (spelled,) = [BPEDropout(tokenizer, 1.0).cut(unit, "tgt", draw)]
     expected = chances(spelled, tokenizer.merges("tgt"), probability)
     assert sum(expected.values()) == pytest.approx(1)
     assert len(expected) > 3
-    got = Counter(dropout.cut(word, "tgt", draw) for _ in range(count))
+    got = Counter(dropout.cut(unit, "tgt", draw) for _ in range(count))
     assert got.keys() <= expected.keys()
     for cut, chance in expected.items():
         deviation = (chance * (1 - chance) / count) ** 0.5
@@ -92,10 +92,10 @@ def test_cuts_are_as_frequent_as_the_algorithm_says(tokenizer: SubwordTokenizer,
 
 def test_the_variants_of_a_word_are_as_frequent_on_average(tokenizer: SubwordTokenizer) -> None:
     """Over many seeds, so over many times 64 variants, the best cut keeps its chance."""
-    words = tokenizer.words(["lowest"] * 200, "tgt")
-    best, spelled = words[0][1], BPEDropout(tokenizer, 1.0).cut(words[0][1], "tgt", random.random)
+    units = tokenizer.units(["lowest"] * 200, "tgt")
+    best, spelled = units[0][1], BPEDropout(tokenizer, 1.0).cut(units[0][1], "tgt", random.random)
     chance = chances(spelled, tokenizer.merges("tgt"), 0.2)[best]
-    rows = [row for seed in range(60) for row in BPEDropout(tokenizer, 0.2, seed)(Words(words), "tgt", str(seed))]
+    rows = [row for seed in range(60) for row in BPEDropout(tokenizer, 0.2, seed)(Units(units), "tgt", str(seed))]
     share = sum(tuple(row[1:-1]) == best for row in rows) / len(rows)
     assert share == pytest.approx(chance, abs=0.04)
 

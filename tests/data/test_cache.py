@@ -17,7 +17,8 @@ from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.cache import TokenCache, cache_fingerprint, open_cache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.pools import PoolStream, start_of
+from lit_transformer.data.cursor import start_of
+from lit_transformer.data.pools import PoolStream
 from lit_transformer.data.stream import TrainingBatches
 from lit_transformer.data.tokenizer import SubwordTokenizer
 

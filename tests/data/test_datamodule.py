@@ -19,9 +19,9 @@ from torch import nn
 
 from lit_transformer.callbacks.checkpoint import StepCheckpoint
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus, _Rows
+from lit_transformer.data.cursor import lane_start, start_of
 from lit_transformer.data.datamodule import TranslationDataModule
-from lit_transformer.data.mixing import Mixing
-from lit_transformer.data.pools import MixedRows, lane_start, start_of
+from lit_transformer.data.mixing import MixedRows, Mixing
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.tokenizer import SubwordTokenizer
 

@@ -12,8 +12,9 @@ from simulated import Letters, Numbers, sequence, texts
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.pools import PoolStream, start_of
-from lit_transformer.data.stream import TrainingBatches, joined
+from lit_transformer.data.cursor import joined, start_of
+from lit_transformer.data.pools import PoolStream
+from lit_transformer.data.stream import TrainingBatches
 
 
 def ranks(make_corpora, world, lanes, start=None, steps=None, pool=20, budget=60, workers=0):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from test_lanes import Numbers
 
 from lit_transformer.data.corpus import CorpusError
-from lit_transformer.data.mixing import Mixing
-from lit_transformer.data.pools import MixedRows, lane_start
+from lit_transformer.data.cursor import lane_start
+from lit_transformer.data.mixing import MixedRows, Mixing
 
 SIZES = st.lists(st.integers(1, 400), min_size=2, max_size=4)
 

@@ -10,8 +10,8 @@ from simulated import Letters, Numbers, ranks, sequence, texts
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.cache import write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.pools import PoolStream, start_of
-from lit_transformer.data.stream import joined
+from lit_transformer.data.cursor import joined, start_of
+from lit_transformer.data.pools import PoolStream
 
 shapes = st.fixed_dictionaries(
     {
