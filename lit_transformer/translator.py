@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lit_transformer.alignment import AttentionAligner, Link
 from lit_transformer.attention_view import AttentionView, attention_of
-from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
+from lit_transformer.checkpoints import CheckpointError, UndrawnWeights, newest_checkpoint, read_checkpoint, replacing
 from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
@@ -153,7 +153,9 @@ class Translator:
             if key.startswith(prefix)
         }
         with _naming(path):
-            network, tokenizer = build_network(spec), SubwordTokenizer.from_state(state)
+            with UndrawnWeights():
+                network = build_network(spec)
+            tokenizer = SubwordTokenizer.from_state(state)
             network.load_state_dict(weights)
         return cls(network, tokenizer, **options)
 
@@ -167,7 +169,9 @@ class Translator:
             spec = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
             if not isinstance(spec, dict):
                 raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
-            network, tokenizer = build_network(spec), SubwordTokenizer.load(folder / TOKENIZER_FILE)
+            with UndrawnWeights():
+                network = build_network(spec)
+            tokenizer = SubwordTokenizer.load(folder / TOKENIZER_FILE)
             safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
         return cls(network, tokenizer, **options)
 
