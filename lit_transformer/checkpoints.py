@@ -132,10 +132,10 @@ def _first_step(data: bytes) -> int | None:
     for code, value, _ in pickletools.genops(data):
         if code.name == "BINUNICODE" and value in ("epoch", "global_step"):
             key = value
-        elif code.name in ("BININT", "BININT1", "BININT2"):
+        elif code.name in ("BININT", "BININT1", "BININT2") and isinstance(value, int):
             if key == "global_step":
-                return int(value)
-        elif code.name not in ("PROTO", "EMPTY_DICT", "BINPUT", "MARK"):
+                return value
+        elif code.name not in (("PROTO", "EMPTY_DICT", "BINPUT", "MARK") if key is None else ("BINPUT",)):
             return None
     return None
 

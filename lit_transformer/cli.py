@@ -68,12 +68,14 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """Lets Python look for garbage only afterwards: imports leave next to none, and looking for it slows them down."""
+    """Does without a search for garbage, of which imports leave next to none: it takes a tenth of their time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()  # both: what was made counts as old, so that it is not searched at once
         if was_enabled:
             gc.enable()
 

@@ -117,7 +117,7 @@ def write_multi30k(folder):
         for side in ("en", "de"):
             text = "\n".join(lines if name == "train" else lines[:20])
             (folder / f"{name}.{side}").write_text(text + "\n", encoding="utf-8")
-    tokenizer = SubwordTokenizer(vocab_size=60)
+    tokenizer = SubwordTokenizer(vocab_size=300)
     tokenizer.train([SentencePair(line, line) for line in lines])
     return Translator(Transformer(tokenizer.vocab_size, **SMALL), tokenizer).save(folder / "model")
 
@@ -153,7 +153,7 @@ def test_program_benchmark_accounts_for_the_time_of_a_training(tmp_path, monkeyp
     network = [f"--model.network.{name}={value}" for name, value in SMALL.items()]
     rhythm = ["--steps", "4", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=1"]
     printed, results = run_program(
-        tmp_path, "--parts", "sentence", "first_step", "training", "--data.vocab_size=60", *network, *rhythm
+        tmp_path, "--parts", "sentence", "first_step", "training", "--data.vocab_size=300", *network, *rhythm
     )
     assert {"translate", "translate --compile", "transformers, the same model"} <= results["sentence"].keys()
     for marks in results["first_step"].values():

@@ -61,7 +61,8 @@ folder, sentence = sys.argv[1:]
 tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
 tokens = tokenizer.encode(sentence).tokens
 best = ctranslate2.Translator(folder).translate_batch([tokens], beam_size=4)[0].hypotheses[0]
-print(tokenizer.decode([tokenizer.token_to_id(token) for token in best]))
+ids = [tokenizer.token_to_id(token) for token in best]
+print(tokenizer.decode([number for number in ids if number is not None]))  # an untrained model knows unused tokens
 """
 Figures = dict[str, float]
 Programs = dict[str, list[str]]
@@ -230,6 +231,7 @@ def stream(options: argparse.Namespace) -> dict[str, Figures]:
                 file.writelines(endless(options.text, count))
             files = ["--input", str(source), "--output", str(target), "--beam_size", str(options.stream_beam)]
             rows[f"{count:,} lines"] = timed([*LIT, "translate", options.checkpoint, *files])
+            print(f"{count:,} lines: peak RSS {rows[f'{count:,} lines']['rss']:.0f} MiB", file=sys.stderr)
             with target.open(encoding="utf-8") as file:
                 assert sum(1 for _ in file) == count
     show(f"translate, beam {options.stream_beam}", rows)
