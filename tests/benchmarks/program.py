@@ -222,7 +222,7 @@ def shipped_shares(total: float, steps: int, spent: dict[str, list[float]]) -> F
 
 
 def stream(options: argparse.Namespace) -> dict[str, Figures]:
-    """Files of two lengths: the longer one must not need more memory."""
+    """Files of two lengths: what the longer one needs beyond the memory of the shorter one should be little."""
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "in.txt", Path(folder) / "out.txt"
