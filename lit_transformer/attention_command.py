@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_transformer.commands import CHECKPOINT_HELP, command_parser, given_lines, positive, writing
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

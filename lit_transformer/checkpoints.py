@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import pickletools
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from lit_transformer.interfaces import InputError
 
@@ -32,6 +37,32 @@ class Checkpoint(NamedTuple):
     path: Path
     step: int
     is_average: bool
+
+
+class UndrawnWeights(TorchFunctionMode):
+    """Leaves out the drawing of random weights: most of the time that it takes to build a network.
+
+    For a network whose weights come from a file at once; until then they are whatever was in memory.
+
+    Example:
+        >>> with UndrawnWeights():
+        ...     layer = torch.nn.Linear(2, 1)
+        >>> layer.load_state_dict({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+        <All keys matched successfully>
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Hands back the tensor that a function was to fill at random; calls any other function."""
+        options = kwargs or {}
+        if func in _DRAWING:
+            return args[0] if args else options["tensor"]
+        return func(*args, **options)
+
+
+_DRAWING = {
+    *(Tensor.uniform_, Tensor.normal_),
+    *(init.uniform_, init.normal_, init.trunc_normal_, init.kaiming_uniform_, init.kaiming_normal_),
+}
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -68,6 +99,10 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Checkpoint]:
     """
     found = []
     for file in [*Path(folder).glob("*.ckpt"), *Path(folder).glob("checkpoints/*.ckpt")]:
+        step = _step_at_front(file)
+        if step is not None:
+            found.append(Checkpoint(file, step, is_average=False))
+            continue
         try:
             content = read_checkpoint(file)
         except CheckpointError as error:
@@ -75,6 +110,34 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Checkpoint]:
             continue
         found.append(Checkpoint(file, int(content["global_step"]), "averaged_from" in content))
     return sorted(found, key=lambda c: (not c.is_average, c.step, not c.path.name.startswith("last"), c.path.name))
+
+
+def _step_at_front(path: Path) -> int | None:
+    """The step of a whole file that Lightning wrote, which puts it at the front; None where all must be read for it.
+
+    To unpickle the rest, a tokenizer and the state of an optimizer among it, takes longer than to translate a
+    sentence, and a run has many checkpoints. A file that was cut short has no list of its parts at its end.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            data = file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))  # with checksum
+        return None if b"averaged_from" in data else _first_step(data)
+    except Exception:  # whatever is wrong, reading all of it tells
+        return None
+
+
+def _first_step(data: bytes) -> int | None:
+    """The step of a pickled dictionary with it in front, after ``epoch``."""
+    key = None
+    for code, value, _ in pickletools.genops(data):
+        if code.name == "BINUNICODE" and value in ("epoch", "global_step"):
+            key = value
+        elif code.name in ("BININT", "BININT1", "BININT2") and isinstance(value, int):
+            if key == "global_step":
+                return value
+        elif code.name not in (("PROTO", "EMPTY_DICT", "BINPUT", "MARK") if key is None else ("BINPUT",)):
+            return None
+    return None
 
 
 def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
-from lit_transformer.cli import did_you_mean
-from lit_transformer.interfaces import InputError
+from lit_transformer.cli import collecting_later, did_you_mean
+from lit_transformer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from lit_transformer.decoding import BeamSearch
     from lit_transformer.interfaces import Translation
+    from lit_transformer.translator import Translator
 
 CHECKPOINT_HELP = (
     "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
@@ -148,24 +149,13 @@ def translate_parser() -> argparse.ArgumentParser:
 
 def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
-    from lit_transformer.alignment import pharaoh
-    from lit_transformer.exchange.engine import load_translator
-
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
     for name in ("compile", "alignment"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
-    translator = load_translator(
-        options.checkpoint,
-        options.engine,
-        search=_search(options),
-        max_tokens=options.max_tokens,
-        max_length=options.max_length,
-        precision=options.precision,
-        num_workers=options.num_workers,
-        **({"compile": True} if options.compile else {}),
-    ).to(usable_device(options.device or ("cpu" if options.compile else None)))
+    with collecting_later():
+        translator = _load(options)
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
@@ -181,8 +171,26 @@ def translate(options: argparse.Namespace) -> None:
         if options.alignment is None:
             deque(pairs, maxlen=0)
             return
+        from lit_transformer.alignment import pharaoh
+
         alignment = stack.enter_context(_output(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _load(options: argparse.Namespace) -> Translator:
+    from lit_transformer.exchange.engine import load_translator
+
+    translator = load_translator(
+        options.checkpoint,
+        options.engine,
+        search=_search(options),
+        max_tokens=options.max_tokens,
+        max_length=options.max_length,
+        precision=options.precision,
+        num_workers=options.num_workers,
+        **({"compile": True} if options.compile else {}),
+    )
+    return translator.to(usable_device(options.device or ("cpu" if options.compile else None)))
 
 
 def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_transformer.commands import command_parser, positive
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
     from lit_transformer.metrics import Compared, PairedScores

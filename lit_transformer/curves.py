@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_transformer.commands import command_parser
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_transformer.commands import CHECKPOINT_HELP, CommandParser, command_parser
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 logger = logging.getLogger(__name__)
 

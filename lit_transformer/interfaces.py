@@ -16,14 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_transformer.errors import InputError as InputError
 from lit_transformer.vocabulary import PAD_ID
-
-
-class InputError(ValueError):
-    """Something the user can mend: a file, a row, a setting. Its message is one clear sentence.
-
-    The command line prints the message alone; a program can catch it like any ``ValueError``.
-    """
 
 
 class SentencePair(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint, replacing
+from lit_transformer.checkpoints import CheckpointError, UndrawnWeights, newest_checkpoint, read_checkpoint, replacing
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import TranslationNetwork
@@ -104,7 +104,9 @@ def _from_checkpoint(path: Path) -> Model:
         if key.startswith(prefix)
     }
     with _naming(path):
-        network, tokenizer = build_network(spec), SubwordTokenizer.from_state(state)
+        with UndrawnWeights():
+            network = build_network(spec)
+        tokenizer = SubwordTokenizer.from_state(state)
         network.load_state_dict(weights)
     return network, tokenizer
 
@@ -118,7 +120,9 @@ def _from_folder(folder: Path) -> Model:
         spec = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         if not isinstance(spec, dict):
             raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
-        network, tokenizer = build_network(spec), SubwordTokenizer.load(folder / TOKENIZER_FILE)
+        with UndrawnWeights():
+            network = build_network(spec)
+        tokenizer = SubwordTokenizer.load(folder / TOKENIZER_FILE)
         safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
     return network, tokenizer
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from lit_transformer.commands import CommandParser, command_parser, positive
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_transformer.interfaces import TranslationBatch
+from lit_transformer import SubwordTokenizer, Transformer, Translator
+from lit_transformer.interfaces import SentencePair, TranslationBatch
 
 SCRIPTS = Path(__file__).parent / "benchmarks"
 NAMES = ["ours+heap", "trainer", "torch", "hf", "hf-trainer"]
@@ -104,3 +105,64 @@ def test_data_pipeline_benchmark_resumes_and_streams_rows(tmp_path):
     results = json.loads(out.read_text())
     assert [row["resumed at"] for row in results["resume"]] == [0.0]  # later places need more than one pool of rows
     assert [row["rows"] for row in results["memory"]] == [375, 3000]
+
+
+SMALL = {"num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2}
+
+
+def write_multi30k(folder):
+    """Small files of its names, and a model for them that has learned nothing."""
+    lines = [" ".join(random.Random(n).choices("abcdefgh", k=n % 9 + 1)) for n in range(200)]
+    for name in ("train", "val", "test_2016_flickr"):
+        for side in ("en", "de"):
+            text = "\n".join(lines if name == "train" else lines[:20])
+            (folder / f"{name}.{side}").write_text(text + "\n", encoding="utf-8")
+    tokenizer = SubwordTokenizer(vocab_size=300)
+    tokenizer.train([SentencePair(line, line) for line in lines])
+    return Translator(Transformer(tokenizer.vocab_size, **SMALL), tokenizer).save(folder / "model")
+
+
+def run_program(folder, *options):
+    """What ``program.py`` prints, and the figures that it writes."""
+    out = folder / "results.json"
+    command = [sys.executable, SCRIPTS / "program.py", write_multi30k(folder), "--starts", "1", "--json", out, *options]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout, json.loads(out.read_text())
+
+
+def test_program_benchmark_times_help_pages_and_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTI30K", str(tmp_path))
+    files = ["--lines", "5", "25", "--stream_beam", "1", "--parts", "help", "stream"]
+    printed, results = run_program(tmp_path, *files, "--commands", "translate")
+    assert list(results) == ["help", "stream"]
+    assert list(results["help"]) == ["--help", "translate --help"]
+    assert list(results["stream"]) == ["5 lines", "25 lines"]
+    for rows in results.values():
+        for name, row in rows.items():
+            assert f"| {name} |" in printed
+            assert row["seconds"] > 0
+            assert row["processor"] > 0
+            assert row["rss"] > 1
+
+
+@pytest.mark.slow
+def test_program_benchmark_accounts_for_the_time_of_a_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTI30K", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network = [f"--model.network.{name}={value}" for name, value in SMALL.items()]
+    rhythm = ["--steps", "4", "--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=1"]
+    printed, results = run_program(
+        tmp_path, "--parts", "sentence", "first_step", "training", "--data.vocab_size=300", *network, *rhythm
+    )
+    assert {"translate", "translate --compile", "transformers, the same model"} <= results["sentence"].keys()
+    for marks in results["first_step"].values():
+        walls = [wall for wall, _ in marks.values()]
+        assert walls == sorted(walls)
+        assert list(marks)[-2:] == ["first step", "end"]
+    training = results["training"]
+    assert training["steps"] == 3  # the clock begins after the first
+    assert [training[name][2] for name in ("validation", "checkpoints")] == [2, 3]
+    assert 0 < training["translating and scoring"][0] < training["validation"][0] < training["all"][0]
+    assert 0 < training["searching"][0] < training["translating and scoring"][0]
+    assert "| checkpoints |" in printed

@@ -13,6 +13,7 @@ import torch
 
 from lit_transformer.checkpoints import (
     CheckpointError,
+    UndrawnWeights,
     checkpoints_in,
     newest_checkpoint,
     read_checkpoint,
@@ -124,6 +125,56 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path: Path, caplog: py
         path.unlink()
     with pytest.raises(CheckpointError, match=r"no readable checkpoint .* train with fit first"):
         newest_checkpoint(tmp_path)
+
+
+def lightning_order(path: Path, step: int, **more: Any) -> Path:
+    """A file with the keys in the order in which Lightning writes them."""
+    torch.save({"epoch": 0, "global_step": step, "state_dict": {"weight": torch.ones(2)}, **more}, path)
+    return path
+
+
+def test_the_step_is_found_at_the_front_without_reading_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [0, 255, 256, 70_000, 2**31 - 1]
+    for step in steps:
+        lightning_order(tmp_path / f"{step % 7}-{step}.ckpt", step, loops={"global_step": 1})
+    expected = checkpoints_in(tmp_path)
+    assert [one.step for one in expected] == steps
+    assert all(read_checkpoint(one.path)["global_step"] == one.step for one in expected)
+    monkeypatch.setattr("lit_transformer.checkpoints.read_checkpoint", lambda path: pytest.fail(f"{path} was read"))
+    assert checkpoints_in(tmp_path) == expected
+
+
+def test_what_is_not_at_the_front_is_read(tmp_path: Path) -> None:
+    lightning_order(tmp_path / "average.ckpt", 9, averaged_from={"a": 9})
+    torch.save({"epoch": {"global_step": 3}, "global_step": 5, "state_dict": {}}, tmp_path / "nested.ckpt")
+    torch.save({"loops": {"global_step": 3}, "global_step": 6, "state_dict": {}}, tmp_path / "other.ckpt")
+    lightning_order(tmp_path / "long.ckpt", 2**40)
+    found = {one.path.stem: (one.step, one.is_average) for one in checkpoints_in(tmp_path)}
+    assert found == {"average": (9, True), "nested": (5, False), "other": (6, False), "long": (2**40, False)}
+
+
+def test_a_file_with_a_flipped_bit_at_the_front_gives_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = (lightning_order(tmp_path / f"{step}.ckpt", step) for step in (1, 2))
+    content = bytearray(bad.read_bytes())
+    content[content.index(b"global_step")] ^= 1
+    bad.write_bytes(content)
+    with caplog.at_level(logging.WARNING, "lit_transformer"):
+        assert newest_checkpoint(tmp_path) == good
+    assert [record.getMessage().startswith(f"passing over a checkpoint: {bad}") for record in caplog.records] == [True]
+
+
+def test_undrawn_weights_leave_the_random_numbers_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    with UndrawnWeights():
+        layers = [torch.nn.Linear(3, 4), torch.nn.Embedding(5, 2), torch.nn.LayerNorm(3), torch.nn.Bilinear(2, 2, 2)]
+        torch.nn.init.xavier_uniform_(layers[0].weight)
+        torch.nn.init.trunc_normal_(tensor=layers[1].weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(layers[2].weight, torch.ones(3))  # what is not random is set
+    layers[0].reset_parameters()
+    assert not torch.equal(torch.get_rng_state(), before)  # and drawing works again
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import docstring_parser
 import pytest
 
 import lit_transformer
+from lit_transformer.cli import COMMANDS
 
 PACKAGES = (
     "lit_transformer.callbacks",
@@ -178,10 +179,22 @@ def test_importing_every_module_prints_and_changes_nothing() -> None:
     assert printed == ""
 
 
-def test_the_first_help_page_comes_at_once() -> None:
-    printed, seconds = run_python(
-        "import sys\nfrom lit_transformer.cli import main\nmain(['--help'])\nprint('torch' in sys.modules)"
-    )
+def test_help_pages_come_at_once() -> None:
+    """All but those that Lightning writes, and that of the server, which looks for what it needs."""
+    names = sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict", "serve"})
+    pages = "".join(f"try: main([{name!r}, '--help'])\nexcept SystemExit: pass\n" for name in names)
+    code = f"import sys\nfrom lit_transformer.cli import main\nmain(['--help'])\n{pages}print('torch' in sys.modules)"
+    printed, seconds = run_python(code)
     assert printed.startswith("usage: lit-transformer COMMAND")
+    assert all(f"usage: lit-transformer {name} " in printed for name in names)
     assert printed.endswith("False\n")
     assert seconds < 2
+
+
+def test_a_translator_loads_what_it_needs_and_no_more() -> None:
+    printed, _ = run_python(
+        "import sys\nimport lit_transformer.exchange.engine\n"
+        "print([name for name in ('lightning', 'transformers', 'torch._dynamo', 'lit_transformer.exchange.programs') "
+        "if name in sys.modules])"
+    )
+    assert printed == "[]\n"

@@ -1,0 +1,8 @@
+"""The mistakes of a user. Needs no torch, so that whoever only reads a command line starts at once."""
+
+
+class InputError(ValueError):
+    """Something the user can mend: a file, a row, a setting. Its message is one clear sentence.
+
+    The command line prints the message alone; a program can catch it like any ``ValueError``.
+    """
