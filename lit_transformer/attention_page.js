@@ -123,7 +123,9 @@ function showSentences() {
     beams.setAttribute("role", "radiogroup");
     beams.setAttribute("aria-labelledby", "sentences-title");
     $("beams-about").append(" Choose one to see what the heads look at while it is written.");
-    radios(beams, rows, 0, (beam) => choose({ beam, token: null }));
+    radios(beams, rows.slice(0, data.others.length + 1), 0, (beam) => choose({ beam, token: null }));
+    beams.append(...rows.slice(data.others.length + 1));
+    if (rows.length > data.others.length + 1) $("beams-about").append(` The page would be too large with that of the last ${rows.length - data.others.length - 1}.`);
     arrows(beams, () => 1, (beam) => choose({ beam, token: null }));
   } else beams.replaceChildren(...rows);
   if (data.reference) {
