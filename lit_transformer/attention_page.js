@@ -116,7 +116,7 @@ function showSentences() {
   const canChoose = data.others.length > 0, beams = $("beams");
   const rows = data.beams.map((beam, rank) => {
     const row = make(canChoose && rank <= data.others.length ? "button" : "div", undefined, { class: beam.text.length > 110 ? "beam long" : "beam" });
-    row.append(make("span", String(rank + 1), { class: "rank" }), different(beam.text, data.beams[0].text), make("span", beam.score.toFixed(3), { class: "score" }));
+    row.append(make("span", String(rank + 1), { class: "rank" }), different(beam.text, data.beams[0].text), make("span", beam.score.toFixed(3).replace("-", "\u2212"), { class: "score" }));
     return row;
   });
   if (canChoose) {

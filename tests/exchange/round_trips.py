@@ -1,6 +1,6 @@
 """How far a trained model and its exports agree: translations that differ, and the largest difference of logits.
 
-PYTHONPATH=tests/exchange python tests/exchange/round_trips.py CHECKPOINT LINES.txt [NUMBER]
+PYTHONPATH=tests:tests/exchange python tests/exchange/round_trips.py CHECKPOINT LINES.txt [NUMBER]
 """
 
 from __future__ import annotations

@@ -125,13 +125,14 @@ def test_another_candidate_is_chosen_inside_the_page(window: Window, chromium: A
     maps, tgt_tokens = view.others[0]
     chromium.switch_to.frame(window.one("#frame"))
     try:
-        scores = [float(text) for text in window.texts("#beams .score")]
+        scores = [float(text.replace("\u2212", "-")) for text in window.texts("#beams .score")]
         assert scores == pytest.approx([beam.score for beam in view.beams], abs=2e-3)
         shown = [" ".join(text.split()) for text in window.texts("#beams .text")]
         assert shown == [" ".join(beam.text.split()) for beam in view.beams]
         assert window.one("#beams button:nth-child(1)").get_attribute("aria-checked") == "true"
         window.click("#beams button:nth-child(2)")
         assert window.one("#beams button:nth-child(2)").get_attribute("aria-checked") == "true"
+        assert [" ".join(text.split()) for text in window.texts("#beams .text")] == shown
         assert len(window.all("#queries li")) == len(tgt_tokens) - 1
         window.click("#kinds [data-kind=cross]")
         window.click("#layers [aria-label='Layer 2']")
