@@ -64,10 +64,11 @@ def greedy_torch(folder: Path, translator: Translator, lines: list[str]) -> list
     read, past = encode(src), first_past(translator.network, len(src))
     tokens, written = torch.full((len(src),), BOS_ID), []
     ended = torch.zeros(len(src), dtype=torch.bool)
-    for _ in range(src.size(1) + 50):
+    caps = (src != PAD_ID).sum(1) + 50
+    for length in range(1, int(caps.max()) + 1):
         logits, *past = step(tokens, read, past)
         logits[:, [PAD_ID, BOS_ID]] = -torch.inf
-        tokens = logits.argmax(1).masked_fill(ended, EOS_ID)
+        tokens = logits.argmax(1).masked_fill(ended | (caps == length), EOS_ID)
         ended |= tokens == EOS_ID
         written.append(tokens)
         if bool(ended.all()):
