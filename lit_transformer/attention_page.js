@@ -116,14 +116,16 @@ function showSentences() {
   const canChoose = data.others.length > 0, beams = $("beams");
   const rows = data.beams.map((beam, rank) => {
     const row = make(canChoose && rank <= data.others.length ? "button" : "div", undefined, { class: beam.text.length > 110 ? "beam long" : "beam" });
-    row.append(make("span", String(rank + 1), { class: "rank" }), different(beam.text, data.beams[0].text), make("span", beam.score.toFixed(3), { class: "score" }));
+    row.append(make("span", String(rank + 1), { class: "rank" }), different(beam.text, data.beams[0].text), make("span", beam.score.toFixed(3).replace("-", "\u2212"), { class: "score" }));
     return row;
   });
   if (canChoose) {
     beams.setAttribute("role", "radiogroup");
     beams.setAttribute("aria-labelledby", "sentences-title");
     $("beams-about").append(" Choose one to see what the heads look at while it is written.");
-    radios(beams, rows, 0, (beam) => choose({ beam, token: null }));
+    radios(beams, rows.slice(0, data.others.length + 1), 0, (beam) => choose({ beam, token: null }));
+    beams.append(...rows.slice(data.others.length + 1));
+    if (rows.length > data.others.length + 1) $("beams-about").append(` The page would be too large with that of the last ${rows.length - data.others.length - 1}.`);
     arrows(beams, () => 1, (beam) => choose({ beam, token: null }));
   } else beams.replaceChildren(...rows);
   if (data.reference) {

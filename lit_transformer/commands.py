@@ -66,6 +66,22 @@ def finite(text: str) -> float:
     return value
 
 
+def add_penalty_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how hypotheses of different lengths compete, of all commands that translate."""
+    parser.add_argument(
+        "--length_penalty",
+        type=finite,
+        default=0.6,
+        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
+    )
+    parser.add_argument(
+        "--penalty_kind",
+        choices=("gnmt", "power"),
+        default="gnmt",
+        help="power divides by length ** alpha instead, as fairseq and Marian do (default: gnmt)",
+    )
+
+
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where and how to compute, of all commands that translate."""
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
@@ -106,18 +122,7 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
     )
-    parser.add_argument(
-        "--length_penalty",
-        type=finite,
-        default=0.6,
-        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
-    )
-    parser.add_argument(
-        "--penalty_kind",
-        choices=("gnmt", "power"),
-        default="gnmt",
-        help="power divides by length ** alpha instead, as fairseq and Marian do (default: gnmt)",
-    )
+    add_penalty_options(parser)
     parser.add_argument(
         "--src_tag",
         metavar="TAG",

@@ -116,15 +116,28 @@ def test_attention_layer_and_head_are_chosen_by_click(window: Window, page: Path
 
 def test_candidates_show_their_scores_and_their_own_attention(window: Window, page: Path) -> None:
     window.open(page, "kind=cross&layer=1&head=1")
-    assert window.texts("#beams .score") == ["-0.250", "-1.500"]
+    assert window.texts("#beams .score") == ["\u22120.250", "\u22121.500"]
     assert window.texts("#beams mark") == ["고양이를 좋아해", "개를"][1:]
     window.click("#beams button:nth-child(2)")
     assert window.texts("#queries b") == ["<s>", "나는", "개", "‑를"]
+    assert window.texts("#beams .text") == [text for text, _ in BEAMS]
     window.point_at(window.all("#queries button")[3])
     assert window.texts("#keys i") == percents(OTHER_MAPS.cross[0][0, 0, 3])
     window.click("#kinds [data-kind=encoder]")
     window.point_at(window.all("#queries button")[0])
     assert window.texts("#keys i") == percents(MAPS.encoder[0][0, 0, 0])
+
+
+def test_candidates_without_their_attention_are_shown_but_not_chosen(window: Window, tmp_path: Path) -> None:
+    page, beams = tmp_path / "three.html", [*BEAMS, ("나는 새를", -2.0)]
+    text = attention_page(MAPS, SRC, TGT, title="I love cats", beams=beams, others=[(OTHER_MAPS, OTHER)])
+    page.write_text(text, encoding="utf-8")
+    window.open(page)
+    assert window.texts("#beams .text") == [text for text, _ in beams]
+    assert len(window.all("#beams [role=radio]")) == 2
+    assert "too large with that of the last 1." in window.text("#beams-about")
+    window.click("#beams .beam:nth-child(3)")
+    assert window.chosen[0].startswith("1")
 
 
 def test_everything_works_by_keyboard(window: Window, page: Path) -> None:

@@ -21,6 +21,20 @@ plain = time.process_time() - start
 lit_transformer.Translator, lit_transformer.LitTransformer, lit_transformer.TranslationDataModule
 print(lit_transformer.__file__, plain, time.process_time() - start)
 """
+# The command line where a package is not installed: the first argument.
+WITHOUT = """
+import runpy, sys
+from importlib.machinery import PathFinder
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == missing else PathFinder.find_spec(name, path, target)
+
+missing = sys.argv.pop(1)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+runpy.run_module("lit_transformer", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +81,21 @@ def test_the_installed_package_works_from_another_folder(python: Path, tmp_path:
 def test_quickstart_trains_from_the_installed_package(python: Path, tmp_path: Path) -> None:
     run(python, tmp_path, "-m", "lit_transformer", "quickstart", "--max_steps", "3")
     assert (tmp_path / "runs" / "quickstart" / "attention.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("missing", "extra", "arguments"),
+    [
+        ("uvicorn", "serve", ["serve", "model"]),
+        ("ctranslate2", "ctranslate2", ["translate", "model", "I love cats", "--engine", "ctranslate2"]),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(
+    python: Path, tmp_path: Path, missing: str, extra: str, arguments: list[str]
+) -> None:
+    command = [python, "-I", "-c", WITHOUT, missing, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 1
+    assert f'pip install "lit-transformer[{extra}]"' in done.stderr
+    assert done.stderr.count("\n") == 1

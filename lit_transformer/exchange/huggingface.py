@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_transformer.checkpoints import CheckpointError, replacing
-from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding import BeamSearch, PenaltyKind
 from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
 from lit_transformer.exchange.opus import is_opus, read_opus
 from lit_transformer.exchange.shared import write_json
@@ -23,6 +23,7 @@ from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 _LONGEST_OUTPUT = 512  # tokens, as Marian's own models have it, where the network sets no lower bound
+_USUAL_LENGTH = 20  # tokens of a sentence
 
 
 def export_huggingface(translator: Translator, folder: str | Path) -> list[Path]:
@@ -61,7 +62,9 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
     """The settings of ``generate`` that are nearest to a search.
 
     Hugging Face divides log probabilities by the length to the power of alpha: ``penalty_kind="power"`` of a
-    :class:`~lit_transformer.BeamSearch`, whose default is gentler; and it knows no bound that depends on the source.
+    :class:`~lit_transformer.BeamSearch`. The default of that, ``"gnmt"``, is gentler, so it is written as the smaller
+    power that weighs one token more of a sentence of 20 alike. And Hugging Face knows no bound that depends on the
+    source: what never ends is cut later there, unless ``generate`` is told ``max_length``, which counts BOS.
 
     Args:
         search: A beam search; of any other search nothing is known, and generation is greedy.
@@ -82,9 +85,14 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
             content["suppress_tokens"] = [PAD_ID, UNK_ID, BOS_ID]
         if search.beam_size > 1:
             content["num_beams"] = search.beam_size
-            content["length_penalty"] = search.length_penalty
+            content["length_penalty"] = search.length_penalty * _steepness(search.penalty_kind)
             content["early_stopping"] = True if search.stop_early else "never"
     return content
+
+
+def _steepness(kind: PenaltyKind) -> float:
+    """How fast the logarithm of the penalty grows with that of the length, for alpha = 1."""
+    return 1.0 if kind == "power" else _USUAL_LENGTH / (5 + _USUAL_LENGTH)
 
 
 def import_huggingface(folder: str | Path, **options: Any) -> Translator:

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Collection
+from dataclasses import replace
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -51,7 +52,7 @@ class ServingApp:
     Args:
         batcher: Translates.
         limits: What one request may ask for.
-        info: What ``/info`` tells beside the limits.
+        info: What ``/info`` tells beside the limits; ``start`` adds what the workers tell about their ``"model"``.
         hosts: Names by which the server may be called in the ``Host`` header; None for any. It keeps pages of other
             sites from reaching a server on loopback through a name that they make point there.
     """
@@ -69,28 +70,33 @@ class ServingApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request, or starts and stops with the server."""
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-        elif scope["type"] == "http":
+        """Answers one request."""
+        if scope["type"] == "http":
             request = Incoming(scope, receive)
             reply = await self._reply(request)
             if reply is not None:
                 await _send(send, reply, is_last=not await request.drain())
 
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
+    async def start(self) -> None:
+        """Comes back when requests can be answered.
+
+        Raises:
+            InputError: If the model cannot be loaded, or cannot translate as it was asked to.
+        """
         try:
-            await self.batcher.start()
+            about = (await self.batcher.start())[0]
+        except InputError:
+            raise
         except Exception as error:
-            if not isinstance(error, InputError):
-                logger.error("the model could not be loaded", exc_info=error)
-            await send({"type": "lifespan.startup.failed", "message": f"the model could not be loaded: {error}"})
-            return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+            logger.error("the model could not be loaded", exc_info=error)
+            raise InputError(f"the model could not be loaded: {error}") from None
+        self.limits = replace(self.limits, max_length=about["max_length"])
+        told = {name: value for name, value in about.items() if name != "max_length"}
+        self.info = {**self.info, "model": {**self.info["model"], **told}}
+
+    async def close(self) -> None:
+        """Ends the workers; requests that still wait are refused."""
         await self.batcher.close()
-        await send({"type": "lifespan.shutdown.complete"})
 
     async def _reply(self, request: Incoming) -> Reply | None:
         """The answer, whatever happens; None if the client has gone."""
@@ -165,6 +171,7 @@ class ServingApp:
             "max_texts": limits.max_texts,
             "max_n_best": limits.max_n_best,
             "max_attention": limits.max_attention,
+            "max_candidates": limits.max_candidates,
             "max_body": limits.max_body,
             "max_queue": batcher.max_queue,
             "timeout": batcher.timeout,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from lit_transformer.serving.requests import Job, Reply, RequestError
 from lit_transformer.serving.workers import Worker
@@ -19,6 +20,7 @@ from lit_transformer.serving.workers import Worker
 logger = logging.getLogger(__name__)
 _STOPPED = "the server is being stopped"
 _MARGIN = 1.5  # some batches take longer than the mean
+_GRACE = 1.0  # seconds in which a worker notices that nobody waits for its batch any more
 _LONGEST_RETRY = 60  # seconds that a client is told to wait at most
 
 
@@ -26,7 +28,6 @@ _LONGEST_RETRY = 60  # seconds that a client is told to wait at most
 class _Waiting:
     job: Job
     reply: asyncio.Future[Reply]
-    deadline: float
     places: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,9 +42,10 @@ class Batcher:
     """Queues jobs, hands them to workers in batches, and refuses what it cannot do in time.
 
     While all workers are busy, jobs gather; the next worker that is free takes as many as fit into a batch. A free
-    worker waits ``batch_timeout`` for company. No client waits longer than ``timeout``: then it is told to come again.
-    Jobs that would come too late, as far as one can tell, are refused before they cost anything. A worker that is busy
-    with one batch for longer than ``timeout`` is taken to be stuck and replaced.
+    worker waits ``batch_timeout`` for company. No client waits longer than ``timeout``: then it is told to come again,
+    whatever the workers are doing, and its job leaves the queue. Jobs that would come too late, as far as one can tell,
+    are refused before they cost anything. Workers know the ``deadline`` of each job and do not begin what is past it.
+    One that is busy with a batch for ``timeout`` and a moment longer is taken to be stuck and replaced.
 
     Args:
         workers: What translates, side by side.
@@ -69,17 +71,22 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
-        """Starts the workers; comes back when all can translate, and stops all if one cannot."""
+    async def start(self) -> list[dict[str, Any]]:
+        """Starts the workers; comes back when all can translate, and stops all if one cannot.
+
+        Returns:
+            What each worker tells about its model.
+        """
         self._arrived = asyncio.Event()  # belongs to the event loop of now
         try:
-            await asyncio.gather(*(worker.start() for worker in self.workers))
+            about = await asyncio.gather(*(worker.start() for worker in self.workers))
         except BaseException:
             for worker in self.workers:
                 worker.stop()
             raise
         self.num_ready = len(self.workers)
         self._tasks = [asyncio.create_task(self._serve(worker)) for worker in self.workers]
+        return about
 
     async def close(self) -> None:
         """Ends the workers; jobs that still wait are refused."""
@@ -101,7 +108,8 @@ class Batcher:
             RequestError: If the queue is full (429), or there is no answer in time, or none to be expected, or the
                 worker died (503).
         """
-        waiting = _Waiting(job, asyncio.get_running_loop().create_future(), time.monotonic() + self.timeout)
+        job = job._replace(deadline=time.monotonic() + self.timeout)
+        waiting = _Waiting(job, asyncio.get_running_loop().create_future())
         if self._places + waiting.places > self.max_queue and self._places:
             self.counts["refused"] += 1
             sentence = f"the server is busy: {self._places} texts are waiting already; try again later"
@@ -173,7 +181,7 @@ class Batcher:
         while self._queue and (not batch or size + self._queue[0].places <= self.max_batch_size):
             waiting = self._queue.popleft()
             self._places -= waiting.places
-            if waiting.deadline < latest:
+            if waiting.job.deadline < latest:
                 self.counts["timed_out"] += 1
                 waiting.refuse(self._too_late())
                 continue
@@ -184,7 +192,8 @@ class Batcher:
     async def _answer(self, worker: Worker, batch: list[_Waiting]) -> None:
         begin = time.monotonic()
         try:  # a batch of jobs that have waited long gets as much time as any: its worker is not to blame
-            replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), self.timeout)
+            patience = self.timeout + min(_GRACE, self.timeout / 2)
+            replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), patience)
         except asyncio.TimeoutError:  # all clients of the batch have been told so by now
             logger.warning("a batch of %d requests took longer than %g s and was given up", len(batch), self.timeout)
             await self._replace(worker, batch)

@@ -9,7 +9,6 @@ import ipaddress
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from lit_transformer.commands import (
     CHECKPOINT_HELP,
     CommandParser,
     add_engine_options,
+    add_penalty_options,
     command_parser,
     finite,
     logger,
@@ -36,7 +36,7 @@ def serve_parser() -> CommandParser:
         "Serves a trained model: a web page to translate in, and a JSON API.",
         "The page is at http://HOST:PORT/. For programs (scores are log probabilities over the length penalty):\n\n"
         '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention\n'
-        "  GET  /attention   ?text=...&target=...: what every head looks at, as a page\n"
+        "  GET  /attention   ?text=...&n_best=4, or &target=...: what every head looks at, as a page\n"
         "  GET  /health      200 once the model can translate\n"
         "  GET  /info        model, languages and limits\n\n"
         "Requests that wait together are translated together. What is refused is told in one sentence, as\n"
@@ -52,12 +52,7 @@ def serve_parser() -> CommandParser:
         "--port", type=_port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
     )
     parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
-    parser.add_argument(
-        "--length_penalty",
-        type=finite,
-        default=0.6,
-        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
-    )
+    add_penalty_options(parser)
     parser.add_argument("--max_length", type=positive, default=512, help="longest text in tokens (default: 512)")
     parser.add_argument("--max_texts", type=positive, default=64, help="texts in one request (default: 64)")
     parser.add_argument("--max_batch_size", type=positive, default=32, help="texts translated together (default: 32)")
@@ -132,19 +127,25 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     """The application that the options of ``serve`` describe.
 
     Raises:
-        CheckpointError: If there is nothing to translate with.
+        CheckpointError: If there is no such file, or it is no checkpoint; the workers load the model when they start.
     """
     from lit_transformer import __version__
+    from lit_transformer.checkpoints import read_checkpoint
     from lit_transformer.serving.app import ServingApp
     from lit_transformer.serving.batcher import Batcher
-    from lit_transformer.serving.model import ModelSettings, ServedModel
+    from lit_transformer.serving.model import ModelSettings
     from lit_transformer.serving.requests import Limits
     from lit_transformer.serving.workers import ProcessWorker
+    from lit_transformer.translator import local_folder
 
+    checkpoint = local_folder(options.checkpoint)
+    if not checkpoint.is_dir():
+        read_checkpoint(checkpoint)  # leaves the weights on disk; what is missing or damaged is told at once
     settings = ModelSettings(
-        checkpoint=options.checkpoint,
+        checkpoint=str(checkpoint),
         beam_size=options.beam_size,
         length_penalty=options.length_penalty,
+        penalty_kind=options.penalty_kind,
         max_length=options.max_length,
         precision=options.precision,
         device=usable_device(options.device),
@@ -152,10 +153,8 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         engine=options.engine,
     )
     limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
-    about = ServedModel.load(replace(settings, device="cpu"), limits).describe()  # a bad checkpoint is told here
-    limits = replace(limits, max_length=about.pop("max_length"))
     info: dict[str, Any] = {
-        "model": {"name": _model_name(Path(options.checkpoint).absolute()), **about},
+        "model": {"name": _model_name(Path(options.checkpoint).absolute())},
         "src_lang": options.src_lang,
         "tgt_lang": options.tgt_lang,
         "version": __version__,

@@ -8,11 +8,12 @@ import json
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lit_transformer.serving.app import ServingApp
 
 _HEADER_SECONDS = 10.0  # in which the head of a request has to arrive
 _SENDING_SECONDS = 60  # in which a client has to read its answer
@@ -99,17 +100,17 @@ class QuietServer(uvicorn.Server):
     """A uvicorn server that ends without a traceback and lets its caller clean up.
 
     Args:
-        app: The ASGI application.
+        app: The application, which is started before the first request and closed after the last.
         announce: Called once requests are taken.
     """
 
-    def __init__(self, app: Any, announce: Callable[[], None]) -> None:
-        self._announce = announce
+    def __init__(self, app: ServingApp, announce: Callable[[], None]) -> None:
+        self._app, self._announce = app, announce
         config = uvicorn.Config(
             app,
             http=_Connection,
             ws="none",
-            lifespan="on",
+            lifespan="off",
             log_config=None,
             log_level="error",
             access_log=False,
@@ -120,10 +121,20 @@ class QuietServer(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen once the application is ready."""
+        """Begins to listen once the application is ready.
+
+        Raises:
+            InputError: If it cannot be started.
+        """
+        await self._app.start()
         await super().startup(sockets)
         if self.started:
             self._announce()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends once the requests under way are answered."""
+        await super().shutdown(sockets)
+        await self._app.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lit_transformer.decoding import PenaltyKind
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, job_of
@@ -31,6 +32,7 @@ class TranslationAPI(LitAPI):
         checkpoint: A ``.ckpt`` file, the folder of a run, or an exported folder.
         beam_size: Hypotheses kept, and the most that a client may ask for.
         length_penalty: The exponent alpha of the length penalty.
+        penalty_kind: ``gnmt`` or ``power``, see :func:`~lit_transformer.decoding.length_penalty`.
         limits: What a request may ask for; its ``max_n_best`` is the beam size.
         max_batch_size: Requests that are translated together.
         batch_timeout: Seconds to wait for a batch to fill.
@@ -50,6 +52,7 @@ class TranslationAPI(LitAPI):
         checkpoint: str,
         beam_size: int = 4,
         length_penalty: float = 0.6,
+        penalty_kind: PenaltyKind = "gnmt",
         limits: Limits | None = None,
         max_batch_size: int = 16,
         batch_timeout: float = 0.005,
@@ -60,7 +63,7 @@ class TranslationAPI(LitAPI):
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path=api_path)
         chosen = limits or Limits()
         self.limits = Limits(**{**vars(chosen), "max_n_best": beam_size})
-        self.settings = ModelSettings(str(checkpoint), beam_size, length_penalty, chosen.max_length)
+        self.settings = ModelSettings(str(checkpoint), beam_size, length_penalty, penalty_kind, chosen.max_length)
 
     def setup(self, device: str) -> None:
         """Loads the model, in each of LitServe's workers."""

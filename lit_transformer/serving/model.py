@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
+from itertools import accumulate
 from typing import Any
 
-from lit_transformer.attention_page import attention_grids, attention_page
+from lit_transformer.attention_page import attention_grids
 from lit_transformer.attention_view import AttentionView
-from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding import BeamSearch, PenaltyKind
 from lit_transformer.exchange.engine import Engine, load_translator
 from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
+from lit_transformer.serving.timed import TimedSearch, TimeUpError
 from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 _FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")
+_LATE = RequestError(
+    HTTPStatus.SERVICE_UNAVAILABLE, "there was no answer in time; try again later", {"Retry-After": "1"}
+)
 _TRIAL = "I love cats"
 
 
@@ -30,6 +36,7 @@ class ModelSettings:
         checkpoint: Path of a checkpoint, run folder or exported folder.
         beam_size: Hypotheses kept.
         length_penalty: The exponent alpha of the length penalty.
+        penalty_kind: ``gnmt`` or ``power``, see :func:`~lit_transformer.decoding.length_penalty`.
         max_length: Longest text in tokens.
         precision: Of weights and arithmetic.
         device: Where to translate.
@@ -40,6 +47,7 @@ class ModelSettings:
     checkpoint: str
     beam_size: int = 4
     length_penalty: float = 0.6
+    penalty_kind: PenaltyKind = "gnmt"
     max_length: int = 512
     precision: Precision = "float32"
     device: str = "cpu"
@@ -67,7 +75,8 @@ class ServedModel:
         Raises:
             InputError: If there is nothing there to translate with, or the engine is missing.
         """
-        search = BeamSearch(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
+        search_class = TimedSearch if settings.engine == "torch" else BeamSearch  # others cannot be interrupted
+        search = search_class(settings.beam_size, settings.length_penalty, penalty_kind=settings.penalty_kind)
         translator = load_translator(
             settings.checkpoint,
             settings.engine,
@@ -120,6 +129,8 @@ class ServedModel:
         return place not in replies
 
     def _check(self, job: Job) -> None:
+        if time.monotonic() > job.deadline:
+            raise _LATE
         tags = self.translator.tokenizer.tags
         if job.src_tag is not None and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
@@ -139,10 +150,12 @@ class ServedModel:
 
     def _translate(self, jobs: Sequence[Job]) -> list[Reply]:
         """Replies for jobs with one ``n_best``; if their batch fails, each is tried alone."""
-        self._set_n_best(jobs[0].n_best)
+        self._set_search(jobs)
         try:
             found = self.translator.translate([source for job in jobs for source in _sources(job)])
             return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
+        except TimeUpError:
+            return [error_reply(_LATE) for _ in jobs]
         except Exception:  # whatever it is, the other clients of the batch should not suffer from it
             if len(jobs) > 1:
                 return [reply for job in jobs for reply in self._translate([job])]
@@ -151,19 +164,23 @@ class ServedModel:
 
     def _look(self, job: Job) -> Reply:
         """The attention of one text, as JSON or as a page."""
-        self._set_n_best(job.n_best)
+        self._set_search([job])
         view = self.translator.attention(_sources(job)[0], job.target)
         if not job.as_page:
             result = _result(job.texts[0], view.beams)
             return json_reply({"results": [{**result, "attention": _attention(view)}]})
-        title, beams = f"{job.texts[0]} → {view.target}", [(beam.text, beam.score) for beam in view.beams]
-        page = attention_page(view.maps, view.src_tokens, view.tgt_tokens, title=title, beams=beams)
+        tokens = accumulate(len(tgt_tokens) for _, tgt_tokens in [(view.maps, view.tgt_tokens), *view.others])
+        num_others = sum(sum_of_tokens <= self.limits.max_candidates for sum_of_tokens in tokens) - 1
+        page = replace(view, others=view.others[: max(0, num_others)]).page(f"{job.texts[0]} → {view.target}")
         return Reply(200, "text/html; charset=utf-8", page.encode())
 
-    def _set_n_best(self, n_best: int) -> None:
+    def _set_search(self, jobs: Sequence[Job]) -> None:
+        """Lets the search find what these jobs ask for, until none of them is waited for."""
         search = self.translator.search
         if isinstance(search, BeamSearch):
-            search.n_best = n_best
+            search.n_best = jobs[0].n_best
+        if isinstance(search, TimedSearch):
+            search.deadline = max(job.deadline for job in jobs)
 
 
 def _looks_inside(job: Job) -> bool:
@@ -194,6 +211,8 @@ def _attention(view: AttentionView) -> dict[str, Any]:
 def _guarded(look: Callable[[Job], Reply], job: Job) -> Reply:
     try:
         return look(job)
+    except TimeUpError:
+        return error_reply(_LATE)
     except InputError as error:
         logger.info("no attention was shown: %s", error)  # names files of this machine
         return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this model cannot show its attention"))

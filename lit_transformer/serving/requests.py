@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple, NoReturn
@@ -12,6 +14,7 @@ from lit_transformer.cli import did_you_mean
 
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 _CHARACTERS_PER_TOKEN = 16  # more than any subword tokenizer makes of a sentence; bounds what is tokenised at all
+_CANDIDATES = 4  # on the attention page, unless another number is asked for
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,8 @@ class Limits:
         max_n_best: Translations of each text.
         max_body: Bytes of a request's body.
         max_attention: Longest text whose attention is shown, in source tokens: its size grows with the square.
+        max_candidates: Tokens of all candidates together whose attention one page shows; those of the best it always
+            shows.
     """
 
     max_length: int = 512
@@ -31,6 +36,7 @@ class Limits:
     max_n_best: int = 4
     max_body: int = 1 << 20
     max_attention: int = 100
+    max_candidates: int = 400
 
     @property
     def max_characters(self) -> int:
@@ -56,7 +62,8 @@ class Job(NamedTuple):
     """A request that has passed its checks.
 
     ``as_page`` asks for the attention page of ``texts[0]`` and of ``target``, or of the model's own translation if that
-    is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set.
+    is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set. After ``deadline``, in
+    seconds of ``time.monotonic``, which the processes of a machine share, nobody waits for the answer.
     """
 
     texts: tuple[str, ...]
@@ -65,6 +72,7 @@ class Job(NamedTuple):
     attention: bool = False
     as_page: bool = False
     target: str | None = None
+    deadline: float = math.inf
 
 
 class Reply(NamedTuple):
@@ -129,7 +137,7 @@ def job_of(fields: Any, limits: Limits) -> Job:
 
 
 def attention_job(query: bytes, limits: Limits) -> Job:
-    """The job in the query of ``GET /attention?text=...``, with ``target`` and ``src_tag`` if one likes.
+    """The job in the query of ``GET /attention?text=...``, with ``target``, ``src_tag`` and ``n_best`` if one likes.
 
     Raises:
         RequestError: If the query is no UTF-8 text (400), or asks for something that there is not (422).
@@ -139,14 +147,14 @@ def attention_job(query: bytes, limits: Limits) -> Job:
     except ValueError:
         raise RequestError(HTTPStatus.BAD_REQUEST, "the query is not UTF-8 text in percent encoding") from None
     fields = dict(pairs)
-    _refuse_unknown(list(fields), ("text", "target", "src_tag"))
+    _refuse_unknown(list(fields), ("text", "target", "src_tag", "n_best"))
     if "text" not in fields:
         _refuse("the query has no text; ask for /attention?text=...")
     for name, value in fields.items():
         _check_text(f'"{name}"', value, limits)
     if not fields["text"].strip():
         _refuse("the text is empty; give a sentence to look at")
-    n_best = limits.max_n_best
+    n_best = _number(_whole(fields["n_best"]), limits) if "n_best" in fields else min(_CANDIDATES, limits.max_n_best)
     return Job((fields["text"],), n_best, fields.get("src_tag"), as_page=True, target=fields.get("target") or None)
 
 
@@ -185,6 +193,10 @@ def _number(value: Any, limits: Limits) -> int:
         shown = str(value) if abs(value) < 10**9 else "another number"
         _refuse(f'"n_best" should lie between 1 and {limits.max_n_best}, the beam size of this server, got {shown}')
     return int(value)
+
+
+def _whole(text: str) -> int | str:
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
 
 
 def _check_text(name: str, text: Any, limits: Limits) -> None:

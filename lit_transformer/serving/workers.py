@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -25,8 +25,8 @@ _served: ServedModel  # of a worker process
 class Worker(Protocol):
     """What the batcher hands batches to, one at a time."""
 
-    async def start(self) -> None:
-        """Comes back when the worker can answer."""
+    async def start(self) -> dict[str, Any]:
+        """Comes back when the worker can answer, with what clients may know about the model."""
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         """A reply for each job; raises ``BrokenExecutor`` if the worker died over them."""
@@ -47,7 +47,7 @@ class ProcessWorker:
         self._settings, self._limits = settings, limits
         self._pool: ProcessPoolExecutor | None = None
 
-    async def start(self) -> None:
+    async def start(self) -> dict[str, Any]:
         """Starts the process and waits until it has loaded the model and translated with it.
 
         Raises:
@@ -57,7 +57,7 @@ class ProcessWorker:
         self._pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(),))
         with _deaf_children():
             ready = self._pool.submit(_load, self._settings, self._limits)
-        await asyncio.wrap_future(ready)
+        return await asyncio.wrap_future(ready)
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         """The replies of the process."""
@@ -93,12 +93,13 @@ def _begin(parent: int) -> None:
     speak()
 
 
-def _load(settings: ModelSettings, limits: Limits) -> None:
-    """Loads the model of this process; what it raises reaches the server, unlike that of ``_begin``."""
+def _load(settings: ModelSettings, limits: Limits) -> dict[str, Any]:
+    """Loads and describes the model of this process; what it raises reaches the server, unlike that of ``_begin``."""
     global _served
     torch.set_num_threads(settings.num_threads)
     _served = ServedModel.load(settings, limits)
     _served.try_out()
+    return _served.describe()
 
 
 def _answer(jobs: list[Job]) -> list[Reply]:

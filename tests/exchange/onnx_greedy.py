@@ -29,11 +29,12 @@ def translate(folder: Path, texts: list[str], max_extra_length: int = 50) -> lis
             past[name] = np.zeros((len(rows), config["num_heads"], 0, width), np.float32)
     tokens, written = np.full(len(rows), config["bos_token_id"]), []
     ended = np.zeros(len(rows), bool)
-    for _ in range(min(src.shape[1] + max_extra_length, config["max_length"])):
+    caps = np.minimum([len(row) + max_extra_length for row in rows], config["max_length"])
+    for length in range(1, max(caps) + 1):
         logits, *present = step.run(None, {"tokens": tokens, **memory, **past})
         past = dict(zip(past, present, strict=True))
         logits[:, [config["pad_token_id"], config["bos_token_id"]]] = -np.inf
-        tokens = np.where(ended, config["eos_token_id"], logits.argmax(axis=1))
+        tokens = np.where(ended | (caps == length), config["eos_token_id"], logits.argmax(axis=1))
         ended |= tokens == config["eos_token_id"]
         written.append(tokens)
         if ended.all():

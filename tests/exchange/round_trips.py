@@ -1,13 +1,15 @@
 """How far a trained model and its exports agree: translations that differ, and the largest difference of logits.
 
-PYTHONPATH=tests/exchange python tests/exchange/round_trips.py CHECKPOINT LINES.txt [NUMBER]
+PYTHONPATH=tests:tests/exchange python tests/exchange/round_trips.py CHECKPOINT LINES.txt [NUMBER]
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from onnx_greedy import translate as translate_onnx
@@ -34,8 +36,25 @@ def padded(rows: list[list[int]]) -> torch.Tensor:
 def report(name: str, theirs: list[str], ours: list[str]) -> None:
     different = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
     print(f"{name}: {len(different)} of {len(ours)} translations differ")
-    for pair in different[:5]:
+    for pair in different[:3]:
         print(f"    theirs {pair[0]!r}\n    ours   {pair[1]!r}")
+
+
+def generated(model: Any, tokenizer: Any, lines: list[str], is_bounded: bool, **options: Any) -> list[str]:
+    """What ``generate`` makes of the lines; bounded as our searches are, by 50 tokens more than the source has.
+
+    Its bound counts BOS and is one for a whole batch, so lines of one length go together.
+    """
+    lengths = [len(row) for row in tokenizer(lines)["input_ids"]]
+    texts = [""] * len(lines)
+    for length, group in groupby(sorted(range(len(lines)), key=lengths.__getitem__), key=lengths.__getitem__):
+        places = list(group)
+        batch = tokenizer([lines[place] for place in places], return_tensors="pt", padding=True)
+        bound = {"max_length": length + 51} if is_bounded else {}
+        found = tokenizer.batch_decode(model.generate(**batch, **bound, **options), skip_special_tokens=True)
+        for place, text in zip(places, found, strict=True):
+            texts[place] = text
+    return texts
 
 
 def greedy_torch(folder: Path, translator: Translator, lines: list[str]) -> list[str]:
@@ -45,10 +64,11 @@ def greedy_torch(folder: Path, translator: Translator, lines: list[str]) -> list
     read, past = encode(src), first_past(translator.network, len(src))
     tokens, written = torch.full((len(src),), BOS_ID), []
     ended = torch.zeros(len(src), dtype=torch.bool)
-    for _ in range(src.size(1) + 50):
+    caps = (src != PAD_ID).sum(1) + 50
+    for length in range(1, int(caps.max()) + 1):
         logits, *past = step(tokens, read, past)
         logits[:, [PAD_ID, BOS_ID]] = -torch.inf
-        tokens = logits.argmax(1).masked_fill(ended, EOS_ID)
+        tokens = logits.argmax(1).masked_fill(ended | (caps == length), EOS_ID)
         ended |= tokens == EOS_ID
         written.append(tokens)
         if bool(ended.all()):
@@ -72,9 +92,15 @@ def main(checkpoint: str, text: str, number: str = "200") -> None:
         theirs = AutoTokenizer.from_pretrained(folder / "huggingface")
         found = model(input_ids=src, attention_mask=(src != PAD_ID).long(), decoder_input_ids=tgt).logits
         print(f"Hugging Face: largest difference of logits {(found - logits)[real].abs().max():.1e}")
-        generated = model.generate(**theirs(lines, return_tensors="pt", padding=True), num_beams=1)
-        texts = theirs.batch_decode(generated, skip_special_tokens=True)
-        report("Hugging Face, greedy", texts, ours)
+        for is_bounded, words in ((False, "as exported"), (True, "with our bound of the length")):
+            report(f"Hugging Face, greedy, {words}", generated(model, theirs, lines, is_bounded, num_beams=1), ours)
+            report(f"Hugging Face, beam 4, {words}", generated(model, theirs, lines, is_bounded), ours_beam)
+        power = {"length_penalty": beam.search.length_penalty}  # type: ignore[attr-defined]
+        ours_power = Translator.from_pretrained(
+            checkpoint, search=BeamSearch(penalty_kind="power", **power), num_workers=1
+        )(lines)
+        texts = generated(model, theirs, lines, True, **power)
+        report("Hugging Face, beam 4, with our bound and its penalty on both sides", texts, ours_power)
 
         export_ctranslate2(beam, folder / "ctranslate2")
         report("CTranslate2, greedy", CTranslate2Translator(folder / "ctranslate2", GreedySearch())(lines), ours)

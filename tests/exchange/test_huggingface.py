@@ -19,8 +19,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from lit_transformer import SubwordTokenizer, Transformer, Translator
-from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding import BeamSearch, GreedySearch, length_penalty
 from lit_transformer.exchange import export_huggingface, import_huggingface
+from lit_transformer.exchange.huggingface import generation_config
 from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import PAD_ID
 
@@ -153,11 +154,22 @@ def test_a_trained_model_translates_the_same(tiny_run: Path, tmp_path: Path) -> 
 
 
 def test_the_search_is_written_as_generate_has_it(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
-    search = BeamSearch(beam_size=3, length_penalty=1.2, allow_unknown=False, stop_early=True)
+    search = BeamSearch(beam_size=3, length_penalty=1.2, allow_unknown=False, stop_early=True, penalty_kind="power")
     export_huggingface(Translator(random_network(max_length=40), tokenizer, search=search), tmp_path)
     kept = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
     assert (kept.num_beams, kept.length_penalty, kept.early_stopping) == (3, 1.2, True)
     assert (kept.suppress_tokens, kept.max_length, kept.forced_eos_token_id) == ([0, 1, 2], 41, 3)
+
+
+def test_the_penalty_of_the_paper_becomes_the_nearest_power() -> None:
+    """Around 20 tokens the power weighs a longer and a shorter hypothesis as the paper's penalty does."""
+    alpha = generation_config(BeamSearch(length_penalty=0.6), None)["length_penalty"]
+    for length in (19, 20, 21):
+        ratio = length_penalty(length + 1, 0.6) / length_penalty(length, 0.6)
+        assert length_penalty(length + 1, alpha, "power") / length_penalty(length, alpha, "power") == pytest.approx(
+            ratio, abs=1e-3
+        )
+        assert length_penalty(length + 1, 0.6, "power") / length_penalty(length, 0.6, "power") > ratio + 4e-3
 
 
 class Warm(Transformer):

@@ -21,8 +21,9 @@ class ThreadWorker:
     def __init__(self, model: ServedModel) -> None:
         self.model, self.batches, self.pool = model, [], ThreadPoolExecutor(1)  # type: ignore[var-annotated]
 
-    async def start(self) -> None:
+    async def start(self) -> dict[str, Any]:
         self.pool = ThreadPoolExecutor(1)
+        return self.model.describe()
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         self.batches.append(len(jobs))

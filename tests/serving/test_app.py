@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from asgi_client import ThreadWorker, post, run
+from asgi_client import ThreadWorker, ask, post, run
+from running_server import Answer
 
 from lit_transformer import BeamSearch, Translator
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.app import ServingApp
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.model import ModelSettings, ServedModel
-from lit_transformer.serving.requests import Limits
+from lit_transformer.serving.requests import Job, Limits
 from lit_transformer.serving.workers import ProcessWorker
 
 LIMITS = Limits(max_length=40, max_texts=3, max_n_best=4, max_body=2000, max_attention=26)
@@ -73,6 +76,80 @@ def test_one_text_has_its_attention(app: ServingApp, tiny_model: Path) -> None:
     for kind in ("encoder", "decoder", "cross"):
         for layer, expected in zip(seen[kind], getattr(view.maps, kind), strict=True):
             assert torch.allclose(torch.tensor(layer), expected[0], atol=1e-4)
+
+
+def page_data(answer: Answer) -> Any:
+    """What the attention page knows."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', answer.body.decode(), re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_the_attention_page_is_that_of_the_file(app: ServingApp, tiny_model: Path) -> None:
+    """All candidates with their scores and their own attention; the words of the page are in one place."""
+    (answer,) = run(app, ("GET", "/attention?text=I+love+cats&n_best=3"))
+    view = Translator.from_pretrained(tiny_model, search=BeamSearch(n_best=3)).attention("I love cats")
+    assert answer.body.decode() == view.page()
+    assert len(page_data(answer)["others"]) == 2
+
+
+def test_how_many_candidates_a_page_shows(app: ServingApp) -> None:
+    asked = [run(app, ("GET", f"/attention?text=I+love+cats{query}"))[0] for query in ("", "&n_best=1", "&n_best=2")]
+    assert [len(page_data(answer)["beams"]) for answer in asked] == [4, 1, 2]
+
+
+def test_the_size_of_an_attention_page_is_bounded(model: ServedModel) -> None:
+    """All candidates are listed, but only the attention of those is shown that the bound has room for."""
+    everything = page_data(ask_model(model))
+    lengths = [len(everything["grids"][2]["queries"]), *(len(other[1]["queries"]) for other in everything["others"])]
+    for number, bound in enumerate([1, sum(lengths[:2]) + 1, sum(lengths[:3]) + 2, 10**6]):
+        limits = Limits(**{**vars(LIMITS), "max_candidates": bound + 1})
+        content = page_data(ask_model(ServedModel(model.translator, limits)))
+        assert len(content["beams"]) == 4
+        assert len(content["others"]) == number
+
+
+def ask_model(model: ServedModel) -> Answer:
+    reply = model.answer([Job(("I love cats",), n_best=4, as_page=True)])[0]
+    return Answer(reply.status, {}, reply.body)
+
+
+def test_what_nobody_waits_for_is_not_computed(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of one batch whose time is over before it is their turn, next to others."""
+    decoded: list[int] = []
+    decode = model.translator._decode
+    monkeypatch.setattr(model.translator, "_decode", lambda src: decoded.append(len(src)) or decode(src))
+    late = {"deadline": time.monotonic() - 1}
+    jobs = [
+        Job(("cats",), **late),
+        Job(("dogs",)),
+        Job(("cats",), n_best=2, **late),
+        Job(("cats",), as_page=True, **late),
+    ]
+    replies = model.answer(jobs)
+    assert [reply.status for reply in replies] == [503, 200, 503, 503]
+    assert b"no answer in time" in replies[0].body
+    assert dict(replies[0].headers)["Retry-After"]
+    assert decoded == [1]
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+def test_a_search_ends_with_the_time_of_its_jobs(
+    model: ServedModel, monkeypatch: pytest.MonkeyPatch, as_page: bool
+) -> None:
+    """The clock stands at 0 and goes on by 1 with every look at it, so that time is over in the midst of the search."""
+    looks: list[float] = []
+
+    def clock() -> float:
+        looks.append(float(len(looks)))
+        return looks[-1]
+
+    monkeypatch.setattr(time, "monotonic", clock)
+    (reply,) = model.answer([Job(("I love cats",), as_page=as_page, deadline=5.0)])
+    assert reply.status == 503
+    assert looks[-1] == 6.0, "not a step more"
+    monkeypatch.undo()
+    assert model.answer([Job(("I love cats",), as_page=as_page)])[0].status == 200
 
 
 def test_the_attention_page_shows_text_as_text(app: ServingApp) -> None:
@@ -146,9 +223,38 @@ def test_a_model_that_cannot_translate_fails_at_the_start(model: ServedModel, mo
 def test_a_start_that_fails_is_told_in_its_own_sentence(tmp_path: Path) -> None:
     worker = ProcessWorker(ModelSettings(str(tmp_path / "nothing")), LIMITS)
     app = ServingApp(Batcher([worker], 8, 0.05, 100, 30), LIMITS, {})
-    assert "nothing" in (message := failed_start(app))
-    assert message.startswith("the model could not be loaded: ")
-    assert "process pool" not in message
+    with pytest.raises(InputError, match="nothing does not exist") as told:
+        asyncio.run(app.start())
+    assert "process pool" not in str(told.value)
+
+
+def test_a_worker_that_dies_at_the_start_is_told(model: ServedModel, caplog: pytest.LogCaptureFixture) -> None:
+    class Dying(ThreadWorker):
+        async def start(self) -> dict[str, Any]:
+            raise BrokenExecutor("a process was terminated")
+
+    app = ServingApp(Batcher([Dying(model)], 8, 0.05, 100, 30), LIMITS, {})
+    with pytest.raises(InputError, match="the model could not be loaded: a process was terminated"):
+        asyncio.run(app.start())
+    assert "could not be loaded" in caplog.text
+
+
+def test_what_is_told_of_the_model_comes_from_its_worker(model: ServedModel) -> None:
+    batcher = Batcher([ThreadWorker(model)], max_batch_size=8, batch_timeout=0.05, max_queue=100, timeout=30)
+    app = ServingApp(batcher, Limits(max_length=10**6), {"model": {"name": "cats"}})
+
+    async def story() -> Answer:
+        await app.start()
+        try:
+            return await ask(app, "GET", "/info")
+        finally:
+            await app.close()
+
+    content = asyncio.run(story()).content
+    assert content["model"]["name"] == "cats"
+    parameters = sum(parameter.numel() for parameter in model.translator.network.parameters())
+    assert content["model"]["parameters"] == parameters
+    assert content["limits"]["max_length"] == model.translator.max_length == 40
 
 
 def test_an_engine_without_the_precision_does_not_start(
@@ -158,27 +264,12 @@ def test_an_engine_without_the_precision_does_not_start(
         pytest.skip("this processor has bf16")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     worker = ProcessWorker(ModelSettings(str(tiny_model), engine="ctranslate2", precision="bf16"), LIMITS)
-    assert "no precision bf16" in failed_start(ServingApp(Batcher([worker], 8, 0.05, 100, 30), LIMITS, {}))
-
-
-def failed_start(app: ServingApp) -> str:
-    """What the application says of a start that fails."""
-    sent: list[dict[str, Any]] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "lifespan.startup"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    asyncio.run(app({"type": "lifespan"}, receive, send))
-    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
-    return str(sent[0]["message"])
+    with pytest.raises(InputError, match="no precision bf16"):
+        asyncio.run(ServingApp(Batcher([worker], 8, 0.05, 100, 30), LIMITS, {}).start())
 
 
 def test_health_before_there_is_a_worker(app: ServingApp) -> None:
-    app.batcher.workers.clear()
-    (answer,) = run(app, ("GET", "/health"))
+    answer = asyncio.run(ask(app, "GET", "/health"))
     assert answer.status == 503
     assert int(answer.headers["retry-after"]) >= 1
 
@@ -247,6 +338,10 @@ BAD_REQUESTS: list[tuple[tuple[Any, ...], dict[str, str], int, str]] = [
     (("GET", "/attention?text=+"), {}, 422, "empty"),
     (("GET", "/attention?text=%ff"), {}, 400, "not UTF-8"),
     (("GET", "/attention?text=a&file=b"), {}, 422, "there is no field"),
+    (("GET", "/attention?text=a&n_best=5"), {}, 422, "between 1 and 4"),
+    (("GET", "/attention?text=a&n_best=-1"), {}, 422, "a whole number"),
+    (("GET", "/attention?text=a&n_best=%D9%A3"), {}, 422, "a whole number"),
+    (("GET", "/attention?text=a&n_best="), {}, 422, "a whole number"),
     (("GET", "/attention?" + "a=b&" * 20), {}, 400, "query"),
     (("GET", "/attention?text=" + "q+z+" * 9), {}, 422, "at most 26"),
     (("GET", "/attention?text=cats&target=" + "q+z+" * 9), {}, 422, "at most 26"),

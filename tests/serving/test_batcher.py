@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import BrokenExecutor
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,9 @@ class ScriptedWorker:
         self.batches: list[list[str]] = []
         self.starts = self.stops = 0
 
-    async def start(self) -> None:
+    async def start(self) -> dict[str, Any]:
         self.starts += 1
+        return {"number": self.starts}
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         self.batches.append([text for job in jobs for text in job.texts])
@@ -126,6 +128,48 @@ def test_a_job_that_has_waited_too_long_is_not_computed() -> None:
     assert worker.batches == [["0.0"]]
 
 
+def test_the_time_of_a_request_is_its_own_whatever_the_worker_does() -> None:
+    """Two come one after the other while a batch takes long: each hears at its time, and neither is computed."""
+    worker = ScriptedWorker(slowly(0.55))
+    batcher = batcher_of(worker, timeout=0.4, max_batch_size=1, batch_timeout=0)
+    waits: list[float] = []
+
+    async def client(delay: float) -> int:
+        await asyncio.sleep(delay)
+        begin = time.monotonic()
+        (found,) = await asyncio.gather(batcher.submit(Job((f"{delay}",))), return_exceptions=True)
+        waits.append(time.monotonic() - begin)
+        assert isinstance(found, RequestError)
+        assert "within 0.4 seconds" in found.sentence
+        return found.status
+
+    async def story() -> list[int]:
+        await batcher.start()
+        found = await asyncio.gather(*(client(delay) for delay in (0, 0.05, 0.1)))
+        await asyncio.sleep(0.2)  # the worker is free again
+        await batcher.close()
+        return found
+
+    assert asyncio.run(story()) == [503, 503, 503]
+    assert all(0.35 < wait < 0.5 for wait in waits), waits
+    assert worker.batches == [["0"]]
+    assert worker.starts == 1, "a worker that comes back a moment later is not replaced"
+
+
+def test_workers_know_the_deadline_of_each_job() -> None:
+    seen: list[float] = []
+
+    class Curious(ScriptedWorker):
+        async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
+            seen.extend(job.deadline for job in jobs)
+            return await super().answer(jobs)
+
+    begin = time.monotonic()
+    play(batcher_of(Curious(), timeout=5), *jobs(3))
+    assert all(begin + 5 <= deadline <= time.monotonic() + 5 for deadline in seen)
+    assert len(seen) == 3
+
+
 @pytest.mark.parametrize("timeout", [0.6, 0.3])
 def test_overload_is_refused_and_the_worker_goes_on(timeout: float) -> None:
     """Half as many texts again as a worker can translate: it works at full speed to the end and is not replaced."""
@@ -175,7 +219,7 @@ def test_it_serves_again_in_another_event_loop() -> None:
 
 def test_all_workers_are_stopped_if_one_cannot_start() -> None:
     class Broken(ScriptedWorker):
-        async def start(self) -> None:
+        async def start(self) -> dict[str, Any]:
             raise InputError("no such model")
 
     workers = [ScriptedWorker(), Broken()]

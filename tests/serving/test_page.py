@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import DESKTOP, PHONE, Window, chromium
 from running_server import RunningServer
+
+from lit_transformer import BeamSearch, Translator
 
 __all__ = ["chromium"]
 pytestmark = pytest.mark.slow
@@ -28,6 +31,8 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def window(request: pytest.FixtureRequest, chromium: Any, server: RunningServer) -> Iterator[Window]:
     """The page, loaded, at two widths."""
     opened = Window(chromium, request.param)
+    still = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", still)  # a click would miss what still moves
     chromium.get(server.url)
     until(lambda: opened.text("#model"))
     opened.errors  # noqa: B018 - forgets those of the page before
@@ -109,6 +114,50 @@ def test_the_attention_is_shown_inside_the_page(window: Window, chromium: Any) -
     assert frame.size["height"] >= height, "the frame is as high as what it shows"
     window.click("#attention-close")
     assert not window.one("#attention").is_displayed()
+
+
+def test_another_candidate_is_chosen_inside_the_page(window: Window, chromium: Any, tiny_model: Path) -> None:
+    """Every candidate with its score, and what the heads look at while the second is written."""
+    translate(window, KOREAN)
+    window.click(".look")
+    until(lambda: "shown below" in window.text("#status"))
+    view = Translator.from_pretrained(tiny_model, search=BeamSearch(n_best=4)).attention(KOREAN)
+    maps, tgt_tokens = view.others[0]
+    chromium.switch_to.frame(window.one("#frame"))
+    try:
+        scores = [float(text.replace("\u2212", "-")) for text in window.texts("#beams .score")]
+        assert scores == pytest.approx([beam.score for beam in view.beams], abs=2e-3)
+        shown = [" ".join(text.split()) for text in window.texts("#beams .text")]
+        assert shown == [" ".join(beam.text.split()) for beam in view.beams]
+        assert window.one("#beams button:nth-child(1)").get_attribute("aria-checked") == "true"
+        window.click("#beams button:nth-child(2)")
+        assert window.one("#beams button:nth-child(2)").get_attribute("aria-checked") == "true"
+        assert [" ".join(text.split()) for text in window.texts("#beams .text")] == shown
+        assert len(window.all("#queries li")) == len(tgt_tokens) - 1
+        window.click("#kinds [data-kind=cross]")
+        window.click("#layers [aria-label='Layer 2']")
+        window.click("#heads [aria-label='Head 1']")
+        window.all("#queries button")[1].click()
+        if window.one("#flow").is_selected():
+            window.click("#flow")
+        weights = maps.cross[1][0, 0, 1].tolist()
+        for text, weight in zip(window.texts("#keys i"), weights, strict=True):
+            assert abs(float(text.replace("<", "").removesuffix(" %")) - 100 * weight) < 1, (text, weight)
+        assert window.overflow <= 0
+    finally:
+        chromium.switch_to.default_content()
+
+
+def test_the_number_of_candidates_is_the_one_chosen(window: Window, chromium: Any) -> None:
+    window.run("document.getElementById('n_best').value = '2'")
+    translate(window, KOREAN)
+    window.click(".look")
+    until(lambda: "shown below" in window.text("#status"))
+    assert "n_best=2" in window.one("#attention-link").get_attribute("href")
+    chromium.switch_to.frame(window.one("#frame"))
+    found = len(window.all("#beams button"))
+    chromium.switch_to.default_content()
+    assert found == 2
 
 
 def test_text_is_shown_as_text(window: Window) -> None:

@@ -86,6 +86,28 @@ def test_a_killed_worker_is_replaced(tiny_model: Path) -> None:
         assert "Traceback" not in server.stderr
 
 
+@pytest.mark.slow
+def test_time_that_is_over_ends_the_request_and_its_computation(tiny_model: Path) -> None:
+    """A request that takes far too long hears so at its time, and the same worker goes on at once with the next."""
+    with RunningServer(tiny_model, "--timeout", "5", "--max_length", "2000", "--beam_size", "16") as server:
+        (worker,) = (pid for pid in children(server.process.pid) if b"spawn_main" in command_of(pid))
+        heavy = {"texts": ["the dog sees a cat " * 100] * 64, "n_best": 16}
+        with ThreadPoolExecutor(2) as clients:
+            begin = time.monotonic()
+            slow = clients.submit(server.ask, "POST", "/translate", heavy)
+            time.sleep(2)
+            quick = clients.submit(server.ask, "POST", "/translate", {"text": "cats"})
+            answer = slow.result()
+            waited = time.monotonic() - begin
+            assert quick.result().status == 200, "the worker came free in time for it"
+        assert answer.status == 503
+        assert "within 5 seconds" in answer.content["error"]
+        assert "retry-after" in answer.headers
+        assert 4.9 < waited < 5.9
+        assert is_running(worker), "it has not been replaced"
+        assert server.stderr == ""
+
+
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -152,6 +174,9 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
     [
         (["runs/not/there"], 1, "runs/not/there"),
         (["runs/not/there", "--host", "203.0.113.7"], 1, "cannot be listened on"),
+        (["pyproject.toml"], 1, "pyproject.toml is not a checkpoint file"),
+        (["."], 1, "no readable checkpoint"),
+        (["x", "--penalty_kind", "none"], 2, "'gnmt', 'power'"),
         (["x", "--port", "70000"], 2, "a port from 0 to 65535"),
         (["x", "--timeout", "0"], 2, "seconds above 0"),
         (["x", "--batch_timeout", "-1"], 2, "0 or more"),
