@@ -1,0 +1,57 @@
+"""What a long run on a CPU keeps in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import pytest
+
+_MANY_SHAPES = """
+import ctypes, os
+from lit_transformer.cli import remember_fewer_products
+
+if {bounded}:
+    remember_fewer_products()
+
+import torch
+from lit_transformer.kernels import product
+
+class Heap(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks".split()]
+    _fields_ += [(name, ctypes.c_size_t) for name in ("fordblks", "keepcost")]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Heap
+
+def in_use():
+    found = libc.mallinfo2()
+    return (found.uordblks + found.hblkhd) >> 20
+
+torch.set_num_threads(1)
+weight = torch.zeros(64, 64)
+for rows in range(1, 160):
+    product(torch.zeros(rows, 64), weight)
+before = in_use()
+for rows in range(160, 700):
+    product(torch.zeros(rows, 64), weight)
+print(in_use() - before)
+"""
+
+
+def grown(bounded: bool) -> int:
+    """MiB that 540 more shapes of a product leave in use, in a process of its own."""
+    command = [sys.executable, "-c", _MANY_SHAPES.format(bounded=bounded)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(finished.stdout)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 what is in use"
+)
+def test_products_of_many_shapes_do_not_pile_up() -> None:
+    unbounded = grown(bounded=False)
+    if unbounded < 20:
+        pytest.skip(f"here products keep little anyway: {unbounded} MiB")
+    assert grown(bounded=True) < 5
