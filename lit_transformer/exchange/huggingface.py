@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_transformer.checkpoints import CheckpointError, replacing
-from lit_transformer.decoding import BeamSearch, PenaltyKind
+from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
 from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
 from lit_transformer.exchange.opus import is_opus, read_opus
 from lit_transformer.exchange.shared import write_json
