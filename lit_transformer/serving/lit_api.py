@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lit_transformer.decoding import PenaltyKind
+from lit_transformer.decoding.beam import PenaltyKind
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, job_of

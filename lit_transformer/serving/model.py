@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_transformer.attention_page import attention_grids
 from lit_transformer.attention_view import AttentionView
-from lit_transformer.decoding import BeamSearch, PenaltyKind
+from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
 from lit_transformer.exchange.engine import Engine, load_translator
 from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.nn.products import Precision
