@@ -319,6 +319,11 @@ function tell(rows, q, k) {
 
 // Choosing
 
+const heading = $("title").textContent;
+function titleOf(beam) {
+  const [best, chosen] = [data.beams[0], data.beams[beam]];
+  return best && heading.endsWith(best.text) ? heading.slice(0, heading.length - best.text.length) + chosen.text : heading;
+}
 function choose(change) {
   const before = { ...view }, isFirst = !$("queries").children.length;
   Object.assign(view, change);
@@ -335,6 +340,7 @@ function choose(change) {
     showLists();
     showEvery();
     $("about").textContent = ABOUT[view.kind];
+    $("title").textContent = titleOf(view.beam);
   }
   check($("kinds").lastElementChild, data.grids.findIndex((it) => it.kind === view.kind));
   check($("layers").lastElementChild, view.layer);

@@ -47,7 +47,9 @@ MAPS, OTHER_MAPS = random_maps(), random_maps(4, 4)
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
     path = tmp_path / "고양이 page.html"
-    text = attention_page(MAPS, SRC, TGT, title="I love cats → 나는", beams=BEAMS, others=[(OTHER_MAPS, OTHER)])
+    text = attention_page(
+        MAPS, SRC, TGT, title=f"I love cats → {BEAMS[0][0]}", beams=BEAMS, others=[(OTHER_MAPS, OTHER)]
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -120,6 +122,7 @@ def test_candidates_show_their_scores_and_their_own_attention(window: Window, pa
     assert window.texts("#beams mark") == ["고양이를 좋아해", "개를"][1:]
     window.click("#beams button:nth-child(2)")
     assert window.texts("#queries b") == ["<s>", "나는", "개", "‑를"]
+    assert window.text("h1") == f"I love cats → {BEAMS[1][0]}"
     assert window.texts("#beams .text") == [text for text, _ in BEAMS]
     window.point_at(window.all("#queries button")[3])
     assert window.texts("#keys i") == percents(OTHER_MAPS.cross[0][0, 0, 3])

@@ -180,8 +180,8 @@ def test_importing_every_module_prints_and_changes_nothing() -> None:
 
 
 def test_help_pages_come_at_once() -> None:
-    """All but those that Lightning writes, and that of the server, which looks for what it needs."""
-    names = sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict", "serve"})
+    """All but those that Lightning writes."""
+    names = sorted(COMMANDS.keys() - {"fit", "validate", "test", "predict"})
     pages = "".join(f"try: main([{name!r}, '--help'])\nexcept SystemExit: pass\n" for name in names)
     code = f"import sys\nfrom lit_transformer.cli import main\nmain(['--help'])\n{pages}print('torch' in sys.modules)"
     printed, seconds = run_python(code)

@@ -23,7 +23,7 @@ from lit_transformer.commands import (
     positive,
     usable_device,
 )
-from lit_transformer.interfaces import InputError
+from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
     from lit_transformer.serving.app import ServingApp
