@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ class Window:
         return list(self.driver.find_elements("css selector", selector))
 
     def one(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
+        """The first such element; what a click brings about is waited for."""
+        end = time.monotonic() + 10
+        while not (found := self.all(selector)):
+            assert time.monotonic() < end, f"the page has no {selector}"
+            time.sleep(0.02)
+        return found[0]
 
     def text(self, selector: str) -> str:
         return str(self.one(selector).text).replace("\u00a0", " ")
