@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+ROW_STEP = 64  # see rounded()
+
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """``F.linear(x, weight, bias)``, with ``relu`` after it where asked; takes no part in gradients.
@@ -35,6 +37,19 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
         return result
     result = F.linear(x, weight, bias)
     return result.relu_() if relu else result
+
+
+def rounded(num_rows: int) -> int:
+    """As many rows as to give to products on a CPU instead of ``num_rows``: the next multiple of 64.
+
+    oneDNN compiles a product for each number of rows and keeps half a megabyte of each. Batches by
+    length all differ in their numbers of tokens; rounded up, the numbers repeat.
+
+    Example:
+        >>> rounded(64), rounded(65)
+        (64, 128)
+    """
+    return -(-num_rows // ROW_STEP) * ROW_STEP
 
 
 def has_fast_bfloat16() -> bool:

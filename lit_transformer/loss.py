@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_transformer.kernels import product
+from lit_transformer.kernels import ROW_STEP, product, rounded
 
 _CPU_CHUNK = 1 << 23  # logits held at a time: 32 MiB in float32, enough rows for fast matrix products
 _CPU_SLICE = 1 << 18  # of them, worked on at a time: 1 MiB in float32, which stays in the cache of a core
@@ -64,14 +65,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
         is_on_cpu = x.device.type == "cpu"
-        for rows in _slices(len(labels), (_CPU_CHUNK if is_on_cpu else _GPU_CHUNK) // len(weight)):
-            logits = product(x[rows], w)  # (rows, V)
-            chunk = logits, labels[rows, None], denominators[rows], own[rows]
-            for part in _slices(len(logits), _CPU_SLICE // len(weight) if is_on_cpu else len(logits)):
+        size = (_CPU_CHUNK if is_on_cpu else _GPU_CHUNK) // len(weight)
+        for rows in _slices(len(labels), size - size % ROW_STEP or size):  # only the last is filled up
+            inputs = _filled(x[rows]) if is_on_cpu else x[rows]
+            logits = product(inputs, w)  # (rows, V)
+            real = labels[rows, None]
+            chunk = logits[: len(real)], real, denominators[rows], own[rows]
+            for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real)):
                 _soften(smoothing, *(tensor[part] for tensor in chunk))
             if wants_gradient:  # the logits have become their gradient
-                d_features[rows] = product(logits, w.t())
-                _add_product(d_weight, logits.T, x[rows])
+                logits[len(real) :] = 0
+                d_features[rows] = product(logits, w.t())[: len(real)]
+                _add_product(d_weight, logits.T, inputs)
         x_sum, w_mean = x.sum(0, dtype=full), w.mean(0, dtype=full)
         if wants_gradient:  # smoothing takes the same from every logit
             d_features -= smoothing * w_mean
@@ -94,6 +99,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _slices(length: int, size: int) -> list[slice]:
     size = max(1, size)
     return [slice(start, start + size) for start in range(0, length, size)]
+
+
+def _filled(x: Tensor) -> Tensor:
+    """Adds rows of zeros up to a number that repeats."""
+    missing = rounded(len(x)) - len(x)
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def _soften(smoothing: float, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor) -> None:

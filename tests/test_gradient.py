@@ -78,7 +78,7 @@ def train(module: L.LightningModule, loader: Steps, **settings) -> L.Trainer:
 
 
 def make(optimizer: str = "sgd", **settings) -> LitTransformer:
-    torch.manual_seed(5)
+    torch.manual_seed(4)  # no input of a ReLU comes near 0 here, where a rounding would change its gradient from 0 to 1
     return LitTransformer(Transformer(**SIZES), optimizer=OPTIMIZERS[optimizer], **settings)
 
 

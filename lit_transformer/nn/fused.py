@@ -5,12 +5,11 @@ Every function here names its plain reference, which it is tested against. All w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -18,15 +17,15 @@ from lit_transformer.kernels import product
 
 
 class Origin(NamedTuple):
-    """What rows are the layer norm of. It is kept for gradients anyway, so the rows need not be: they are made again.
+    """What rows are made from. It is kept for gradients anyway, so the rows need not be: they are made again.
 
     Args:
-        total: The rows before the layer norm, ``(N, D)``.
-        norm: The layer norm.
+        kept: What somebody else keeps.
+        make: Makes the rows from it.
     """
 
-    total: Tensor
-    norm: nn.LayerNorm
+    kept: Tensor
+    make: Callable[[Tensor], Tensor]
 
 
 def linears(x: Tensor, layers: Sequence[nn.Linear], origin: Origin | None = None) -> tuple[Tensor, ...]:
@@ -61,11 +60,11 @@ def add_norm(
     """The end of a sub-layer: dropout, the residual sum and the layer norm.
 
     The plain reference is ``total = x + scale * keep * y``. Kept for the gradient are the sum and a byte for each
-    decision of dropout.
+    decision of dropout. The output ``y`` is used up: its memory becomes that of the sum.
 
     Args:
         x: What entered the sub-layer, ``(N, D)``.
-        y: The sub-layer's output, ``(N, D)``, maybe in bfloat16.
+        y: The sub-layer's output, ``(N, D)``, maybe in bfloat16, which nobody else needs.
         norm: The layer norm.
         keep: 1 where a feature of ``y`` is kept and 0 where it is dropped, ``(N, D)`` in int8; None keeps all.
         scale: What kept features are multiplied by.
@@ -77,21 +76,28 @@ def add_norm(
 
 
 def spread(rows: Tensor, source: Tensor, real: Tensor) -> Tensor:
-    """Sets rows of real tokens ``(N, D)`` into a rectangle of places ``(M, D)``: ``rows[source]``.
+    """Sets rows of tokens ``(R, D)`` into a rectangle of places ``(M, D)``: ``rows[source]``.
 
-    Places of padding repeat some row. Nothing may depend on them: they are taken to get no gradient.
+    Places of padding repeat some row. Nothing may depend on them: they are taken to get no gradient, like the rows
+    after the last token.
 
     Args:
-        rows: The real tokens, ``(N, D)``.
+        rows: The tokens, ``(R, D)``, and maybe other rows after the N-th.
         source: The row that stands at each place, ``(M,)``.
-        real: The place of each row, ``(N,)``.
+        real: The place of each token, ``(N,)``.
     """
     return _Spread.apply(rows, source, real)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def collect(places: Tensor, real: Tensor) -> Tensor:
-    """Takes the rows of real tokens ``(N, D)`` out of a rectangle of places ``(M, D)``: ``places[real]``."""
-    return _Collect.apply(places, real)  # type: ignore[no-any-return, no-untyped-call]
+def collect(places: Tensor, real: Tensor, num_rows: int) -> Tensor:
+    """Takes the rows of tokens out of a rectangle of places ``(M, D)``: ``places[real]``, and zeros after them.
+
+    Args:
+        places: The rectangle, ``(M, D)``.
+        real: The place of each token, ``(N,)``.
+        num_rows: How many rows to return, N or more.
+    """
+    return _Collect.apply(places, real, num_rows)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Linears(torch.autograd.Function):
@@ -138,7 +144,9 @@ class _AddNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, keep: Tensor | None, scale: float, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        total = x + y if keep is None else torch.add(x, y * keep, alpha=scale)
+        dropped = y.detach() if keep is None else y.detach().mul_(keep)
+        room = dropped if x.dtype == y.dtype else torch.empty_like(x)
+        total = torch.add(x, dropped, alpha=scale, out=room)
         normed, mean, deviation = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
         ctx.save_for_backward(total, keep, mean, deviation, weight, bias)
         ctx.scale, ctx.dtype = scale, y.dtype
@@ -165,41 +173,47 @@ class _AddNorm(torch.autograd.Function):
 class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, source: Tensor, real: Tensor) -> Tensor:
-        ctx.real = real
+        ctx.real, ctx.num_rows = real, len(rows)
         return rows.index_select(0, source)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient.index_select(0, ctx.real), None, None
+        return take_rows(gradient, ctx.real, ctx.num_rows), None, None
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, places: Tensor, real: Tensor) -> Tensor:
+    def forward(ctx: Any, places: Tensor, real: Tensor, num_rows: int) -> Tensor:
         ctx.real, ctx.num_places = real, len(places)
-        return places.index_select(0, real)
+        return take_rows(places, real, num_rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         places = gradient.new_zeros(ctx.num_places, gradient.size(1))
-        return places.index_copy_(0, ctx.real, gradient), None
+        return places.index_copy_(0, ctx.real, gradient[: len(ctx.real)]), None, None
+
+
+def take_rows(places: Tensor, real: Tensor, num_rows: int) -> Tensor:
+    """:func:`collect`, without a part in gradients."""
+    rows = places.new_empty(num_rows, places.size(1))
+    torch.index_select(places, 0, real, out=rows[: len(real)])
+    rows[len(real) :] = 0
+    return rows
 
 
 def _keeping(x: Tensor, origin: Origin | None) -> AbstractContextManager[Any]:
     """Keeps for the gradient what ``x`` comes from, where that is known, and makes ``x`` from it again."""
     if origin is None:
         return nullcontext()
-    place, dtype, total, norm = x.data_ptr(), x.dtype, origin.total.detach(), origin.norm
+    place, kept, make = x.data_ptr(), origin.kept.detach(), origin.make
 
     def keep(saved: Tensor) -> Tensor:
-        return total if saved.data_ptr() == place else saved
+        return kept if saved.data_ptr() == place else saved
 
-    def restore(kept: Tensor) -> Tensor:
-        if kept is not total:
-            return kept
-        return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
+    def restore(saved: Tensor) -> Tensor:
+        return make(kept) if saved is kept else saved
 
     return torch.autograd.graph.saved_tensors_hooks(keep, restore)
 

@@ -8,18 +8,20 @@ them, and the steps of a layer are those of :mod:`lit_transformer.nn.fused`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeGuard, cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_transformer.kernels import has_fast_bfloat16
+from lit_transformer.kernels import has_fast_bfloat16, rounded
 from lit_transformer.nn.attention import MultiHeadAttention, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer
 from lit_transformer.nn.dropout import Dropout, can_draw, is_dropout, keep_or_drop
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
-from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
+from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread, take_rows
 from lit_transformer.nn.layers import ACTIVATIONS, PositionwiseFeedForward, ResidualNorm
 from lit_transformer.nn.obstacles import is_own
 from lit_transformer.nn.transformer import Transformer
@@ -65,7 +67,7 @@ def packed_features(
         True
     """
     src_places, tgt_places = _Places(src != PAD_ID), _Places(real)
-    mask = None if src_places.are_full else padding_mask(src)
+    mask = None if src_places.are_all_real else padding_mask(src)
     source = src_places.collect(network.src_positions(network.src_embedding(src)))
     target = tgt_places.collect(network.tgt_positions(network.tgt_embedding(tgt_input)))
     encoder_layers: list[Any] = list(network.encoder.layers)
@@ -82,27 +84,38 @@ def packed_features(
         decoder.look_at_itself(layer.self_attention, is_causal=True)
         decoder.look_at_source(layer.cross_attention, keys_and_values.pop(), keys_and_values.pop(), src_places, mask)
         decoder.add(_fed_forward(decoder, layer.feed_forward))
-    return decoder.normed
+    return decoder.normed[: tgt_places.num_tokens]
 
 
 class _Places:
-    """Where real tokens, which stand in one row, belong in the rectangle of their batch."""
+    """Where tokens, which stand in one row, belong in the rectangle of their batch.
+
+    The number of rows is rounded up for the products. Rows after the last token are nobody's and get no gradient.
+    """
 
     def __init__(self, real: Tensor) -> None:
         flat = real.flatten()
         self.shape = real.shape
         self.real = flat.nonzero().squeeze(1)  # the place of each token
-        self.are_full = len(self.real) == len(flat)
+        self.num_tokens = len(self.real)
+        self.num_rows = rounded(self.num_tokens)
+        self.are_all_real = self.num_tokens == len(flat)
+        self.are_rows = self.are_all_real and self.num_rows == len(flat)  # nothing to move
         self.source = flat.cumsum(0).sub_(1).clamp_(min=0)  # the token at each place, some other one at padding
 
     def collect(self, features: Tensor) -> Tensor:
         """``(B, T, D)`` to ``(N, D)``."""
         places = features.flatten(0, 1)
-        return places if self.are_full else collect(places, self.real)
+        return places if self.are_rows else collect(places, self.real, self.num_rows)
+
+    def origin(self, features: Tensor) -> Origin | None:
+        """What :meth:`collect` makes rows from."""
+        make = partial(take_rows, real=self.real, num_rows=self.num_rows)
+        return None if self.are_rows else Origin(features.flatten(0, 1), make)
 
     def heads(self, rows: Tensor, num_heads: int) -> Tensor:
         """``(N, HK)`` to ``(B, H, T, K)``."""
-        places = rows if self.are_full else spread(rows, self.source, self.real)
+        places = rows if self.are_rows else spread(rows, self.source, self.real)
         return places.view(*self.shape, num_heads, -1).transpose(1, 2)
 
 
@@ -133,7 +146,7 @@ class _Stack:
         dropout, norm = next(self._dropouts), next(self._norms)
         drawn = keep_or_drop(features.shape, dropout.p) if dropout.training and can_draw(dropout.p) else ()
         total, self.normed = add_norm(self.total, features, norm, *drawn)
-        self.origin = Origin(total, norm)
+        self.origin = Origin(total, partial(_normed, norm, self._dtype))
         self.total = total if self._is_pre_norm else self.normed
         self.read = self.normed.to(self._dtype)
 
@@ -155,8 +168,10 @@ class _Stack:
         self._finish(attention, attention.attend(query, key, value, mask))
 
     def _finish(self, attention: MultiHeadAttention, heads: Tensor) -> None:
-        rows = self._places.collect(heads.transpose(1, 2).flatten(2))
-        self.add(*linears(rows, [attention.output]))
+        features = heads.transpose(1, 2).flatten(2)
+        # attention keeps its own result, which in single precision is this one
+        origin = self._places.origin(features) if features.dtype == self.total.dtype else None
+        self.add(*linears(self._places.collect(features), [attention.output], origin))
 
 
 def _fed_forward(stack: _Stack, network: PositionwiseFeedForward) -> Tensor:
@@ -165,6 +180,10 @@ def _fed_forward(stack: _Stack, network: PositionwiseFeedForward) -> Tensor:
         return feed_forward(stack.read, network.inner, network.outer, stack.origin)
     hidden = network.dropout(network.activation(*linears(stack.read, [network.inner], stack.origin)))
     return linears(hidden, [network.outer])[0]
+
+
+def _normed(norm: nn.LayerNorm, dtype: torch.dtype, total: Tensor) -> Tensor:
+    return F.layer_norm(total, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
 
 
 def _compute_dtype(tokens: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lit_transformer.kernels import has_fast_bfloat16, product
@@ -38,7 +39,11 @@ def test_linears(bias):
 def test_rows_made_from_their_origin_again_give_the_same_gradients():
     total, norm = leaf(N, D), nn.LayerNorm(D).double()
     nn.init.normal_(norm.weight)
-    inner, outer, origin = nn.Linear(D, 9).double(), nn.Linear(9, D).double(), Origin(total, norm)
+    inner, outer, origin = (
+        nn.Linear(D, 9).double(),
+        nn.Linear(9, D).double(),
+        Origin(total, lambda kept: F.layer_norm(kept, (D,), norm.weight, norm.bias, norm.eps)),
+    )
     inputs = [total, norm.weight, inner.weight, outer.weight]
     assert_same([feed_forward(norm(total), inner, outer, origin)], [outer(inner(norm(total)).relu())], inputs)
     assert_same(linears(norm(total), [inner, inner], origin), [inner(norm(total))] * 2, inputs[:3])
@@ -62,23 +67,27 @@ def test_add_norm(used, drops):
     x, y, norm = leaf(N, D), leaf(N, D), nn.LayerNorm(D).double()
     nn.init.normal_(norm.weight)
     keep = torch.randint(2, (N, D), dtype=torch.int8) if drops else None
-    found = add_norm(x, y, norm, keep, 1.25) if drops else add_norm(x, y, norm)
     total = x + y * keep * 1.25 if drops else x + y
+    output = y * 1  # which is used up
+    found = add_norm(x, output, norm, keep, 1.25) if drops else add_norm(x, output, norm)
     expected = total, norm(total)
     inputs = [x, y, norm.weight, norm.bias] if 1 in used else [x, y]
     assert_same([found[index] for index in used], [expected[index] for index in used], inputs)
 
 
-def test_spread_and_collect_are_inverse():
+@pytest.mark.parametrize("num_rows", [N, N + 3])
+def test_spread_and_collect_are_inverse(num_rows):
     real = torch.tensor([0, 1, 3, 4, 5, 6, 9])
     source = torch.tensor([0, 1, 1, 2, 3, 4, 5, 5, 5, 6])
-    rows = leaf(N, D)
+    rows = leaf(num_rows, D)
     places = spread(rows, source, real)
     assert torch.equal(places, rows[source])
-    assert torch.equal(collect(places, real), rows)
-    assert_same([collect(places, real)], [rows * 1], [rows])
+    others = rows.new_zeros(num_rows - N, D)
+    expected = torch.cat((rows[:N], others))
+    assert torch.equal(collect(places, real, num_rows), expected)
+    assert_same([collect(places, real, num_rows)], [expected], [rows])
     rectangle = leaf(10, D)
-    assert_same([collect(rectangle, real)], [rectangle[real]], [rectangle])
+    assert_same([collect(rectangle, real, num_rows)], [torch.cat((rectangle[real], others))], [rectangle])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

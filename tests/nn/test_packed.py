@@ -1,11 +1,13 @@
 """Training on real tokens only, against the plain network, its reference; nothing somebody wrote is left out."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 from lit_transformer.interfaces import TranslationBatch
-from lit_transformer.kernels import has_fast_bfloat16
+from lit_transformer.kernels import has_fast_bfloat16, product
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import (
     DecoderLayer,
@@ -247,3 +249,23 @@ def test_frozen_weights_get_no_gradient_and_others_the_same():
     for found, reference in zip(with_gradients(packed, network, src, tgt), references, strict=True):
         assert error(found, reference) < 1e-12
     assert network.encoder.layers[0].feed_forward.inner.weight.grad is None
+
+
+def test_products_see_numbers_of_rows_that_repeat_from_batch_to_batch(monkeypatch):
+    seen = set()
+    for place in ("lit_transformer.nn.fused.product", "lit_transformer.loss.product"):
+        monkeypatch.setattr(place, lambda x, *args, **kwargs: seen.add(len(x)) or product(x, *args, **kwargs))
+    module = LitTransformer(make().double())
+    for num_words in (3, 7, 20):
+        src, tgt = torch.randint(4, 40, (5, num_words)), torch.randint(4, 40, (5, num_words + 1))
+        src[1, 2:] = PAD_ID
+        module.compute_loss(TranslationBatch(src=src, tgt=tgt)).loss.backward()
+    assert seen == {64, 128}
+
+
+def test_a_step_leaves_nothing_to_the_garbage_collector():
+    network, (src, tgt) = make(dropout=0.1), sentences()
+    for _ in range(2):  # the first makes what stays, such as gradients
+        gc.collect()
+        packed(network, src, tgt).sum().backward()
+        assert gc.collect() == 0
