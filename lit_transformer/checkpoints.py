@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
@@ -42,7 +42,8 @@ class Checkpoint(NamedTuple):
 class UndrawnWeights(TorchFunctionMode):
     """Leaves out the drawing of random weights: most of the time that it takes to build a network.
 
-    For a network whose weights come from a file at once; until then they are whatever was in memory.
+    For a network whose weights come from a file at once; until then they are whatever was in memory. Only parameters
+    are left out, which every file holds: a buffer of somebody's own may be drawn and never written.
 
     Example:
         >>> with UndrawnWeights():
@@ -52,10 +53,10 @@ class UndrawnWeights(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Hands back the tensor that a function was to fill at random; calls any other function."""
+        """Hands back the parameter that a function was to fill at random; calls any other function."""
         options = kwargs or {}
-        if func in _DRAWING:
-            return args[0] if args else options["tensor"]
+        if func in _DRAWING and isinstance(tensor := args[0] if args else options["tensor"], nn.Parameter):
+            return tensor
         return func(*args, **options)
 
 

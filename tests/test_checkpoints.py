@@ -177,6 +177,23 @@ def test_undrawn_weights_leave_the_random_numbers_alone(tmp_path: Path) -> None:
     assert not torch.equal(torch.get_rng_state(), before)  # and drawing works again
 
 
+def test_undrawn_weights_draw_what_no_file_holds() -> None:
+    """Buffers that are not persistent, such as random features with a seed of their own."""
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            source = torch.Generator().manual_seed(3)
+            self.register_buffer("noise", torch.full((4, 3), 7.0).normal_(generator=source), persistent=False)
+            self.register_buffer("evened", torch.nn.init.uniform_(torch.full((9,), 7.0)), persistent=False)
+
+    expected = torch.randn(4, 3, generator=torch.Generator().manual_seed(3))
+    with UndrawnWeights():
+        features = Features()
+    torch.testing.assert_close(features.noise, expected)
+    assert (features.evened < 1).all()
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"no readable checkpoint \(\*.ckpt\) in "):

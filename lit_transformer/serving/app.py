@@ -49,6 +49,8 @@ _HEADERS = (
 class ServingApp:
     """The server as an ASGI application.
 
+    It takes no lifespan events: whoever runs it awaits ``start`` before the first request and ``close`` after the last.
+
     Args:
         batcher: Translates.
         limits: What one request may ask for.

@@ -35,7 +35,8 @@ def serve_parser() -> CommandParser:
         "serve",
         "Serves a trained model: a web page to translate in, and a JSON API.",
         "The page is at http://HOST:PORT/. For programs (scores are log probabilities over the length penalty):\n\n"
-        '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention\n'
+        '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention; answers\n'
+        '                    {"results": [{"source": ..., "translations": [{"text": ..., "score": ...}]}]}\n'
         "  GET  /attention   ?text=...&n_best=4, or &target=...: what every head looks at, as a page\n"
         "  GET  /health      200 once the model can translate\n"
         "  GET  /info        model, languages and limits\n\n"

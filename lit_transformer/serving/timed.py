@@ -1,4 +1,4 @@
-"""Beam search that gives up when nobody waits for its result any more."""
+"""Beam search that gives up once its time is over, since nobody waits for its result then."""
 
 from __future__ import annotations
 
