@@ -210,9 +210,10 @@ def work(options: argparse.Namespace) -> None:
         end_with_parent()
     name, _, heap = options.worker.partition("+")
     if heap:
-        from lit_transformer.cli import keep_freed_memory
+        from lit_transformer.cli import keep_freed_memory, remember_fewer_products
 
         keep_freed_memory()
+        remember_fewer_products()
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     from contestants import SIZES, make, train_by_seq2seq_trainer, train_by_trainer
