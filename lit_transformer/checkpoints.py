@@ -43,7 +43,8 @@ class UndrawnWeights(TorchFunctionMode):
     """Leaves out the drawing of random weights: most of the time that it takes to build a network.
 
     For a network whose weights come from a file at once; until then they are whatever was in memory. Only parameters
-    are left out, which every file holds: a buffer of somebody's own may be drawn and never written.
+    are left out, which every file holds: a buffer of somebody's own may be drawn and never written. What else is drawn,
+    also while ``trunc_normal_`` looks for values within its bounds, does not change the random numbers that follow.
 
     Example:
         >>> with UndrawnWeights():
@@ -51,6 +52,17 @@ class UndrawnWeights(TorchFunctionMode):
         >>> layer.load_state_dict({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
         <All keys matched successfully>
     """
+
+    def __enter__(self) -> UndrawnWeights:
+        """Remembers where the random numbers stand."""
+        self._state = torch.get_rng_state()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Lets the random numbers go on from there."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.set_rng_state(self._state)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Hands back the parameter that a function was to fill at random; calls any other function."""
@@ -62,7 +74,7 @@ class UndrawnWeights(TorchFunctionMode):
 
 _DRAWING = {
     *(Tensor.uniform_, Tensor.normal_),
-    *(init.uniform_, init.normal_, init.trunc_normal_, init.kaiming_uniform_, init.kaiming_normal_),
+    *(init.uniform_, init.normal_, init.kaiming_uniform_, init.kaiming_normal_),
 }
 
 

@@ -73,8 +73,9 @@ def remember_fewer_products() -> None:
     in shape all the time, so that training a small model or translating a long file would take gigabytes in the end.
     It must be called before the first product. A step needs few shapes over and over; nothing becomes slower.
     """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "128")
+    older = os.environ.get("DNNL_PRIMITIVE_CACHE_CAPACITY", "128")  # which oneDNN reads where the new name is missing
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", older)
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 
 @contextmanager

@@ -194,6 +194,15 @@ def test_undrawn_weights_draw_what_no_file_holds() -> None:
     assert (features.evened < 1).all()
 
 
+def test_undrawn_weights_let_truncated_normals_end_whatever_was_in_memory() -> None:
+    before = torch.get_rng_state()
+    weight = torch.nn.Parameter(torch.full((1000,), 1e30))
+    with UndrawnWeights():
+        torch.nn.init.trunc_normal_(weight)
+    assert weight.abs().max() <= 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"no readable checkpoint \(\*.ckpt\) in "):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
 import pytest
+
+from lit_transformer.cli import remember_fewer_products
 
 _MANY_SHAPES = """
 import ctypes, os
@@ -55,3 +58,20 @@ def test_products_of_many_shapes_do_not_pile_up() -> None:
     if unbounded < 20:
         pytest.skip(f"here products keep little anyway: {unbounded} MiB")
     assert grown(bounded=True) < 5
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("128", "128")),
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7", "LRU_CACHE_CAPACITY": "8"}, ("7", "8")),
+        ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "9"}, ("9", "128")),
+    ],
+)
+def test_the_environment_may_say_how_many(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: tuple[str, str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", given)
+        remember_fewer_products()
+    assert (given["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], given["LRU_CACHE_CAPACITY"]) == expected

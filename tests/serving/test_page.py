@@ -179,6 +179,24 @@ def test_what_is_refused_is_said(window: Window) -> None:
     assert not window.one("#error").is_displayed()
 
 
+def test_a_server_that_is_gone_is_said(window: Window, chromium: Any) -> None:
+    translate(window, "I love cats")
+    network = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    chromium.execute_cdp_cmd("Network.enable", {})
+    chromium.execute_cdp_cmd("Network.emulateNetworkConditions", network)
+    try:
+        for button in (".look", "#go"):
+            window.click(button)
+            until(lambda: "cannot be reached" in window.text("#error"))
+            assert not window.one("#attention").is_displayed()
+            assert window.text("#status") == ""
+            window.run("complain('')")
+    finally:
+        online = {**network, "offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        chromium.execute_cdp_cmd("Network.emulateNetworkConditions", online)
+    window.errors  # noqa: B018 - Chromium itself logs what it could not reach
+
+
 def test_dark_and_light_are_readable(chromium: Any, server: RunningServer) -> None:
     """Contrast of 4.5 to 1 or more for all text, as WCAG asks."""
     for scheme in ("light", "dark"):
