@@ -14,18 +14,12 @@ from torch import Tensor
 
 from lit_transformer.alignment import AttentionAligner, Link
 from lit_transformer.attention_view import AttentionView, attention_of
-from lit_transformer.checkpoints import CheckpointError as CheckpointError
+from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
-from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
-from lit_transformer.interfaces import Translation as Translation
-from lit_transformer.model_files import CONFIG_FILE as CONFIG_FILE
-from lit_transformer.model_files import TOKENIZER_FILE as TOKENIZER_FILE
-from lit_transformer.model_files import WEIGHTS_FILE as WEIGHTS_FILE
-from lit_transformer.model_files import build_network as build_network
-from lit_transformer.model_files import local_folder as local_folder
+from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
 from lit_transformer.model_files import read_model, write_model
 from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.inference import PreparedTransformer

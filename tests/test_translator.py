@@ -23,11 +23,13 @@ from tiny_run import tiny_run as tiny_run
 from torch import nn
 
 from lit_transformer import translator as translator_file
+from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
-from lit_transformer.interfaces import InputError, SentencePair
+from lit_transformer.interfaces import InputError, SentencePair, Translation
+from lit_transformer.model_files import build_network
 from lit_transformer.nn import Transformer
-from lit_transformer.translator import CheckpointError, Translation, Translator, build_network
+from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import EOS_ID
 
 SMALL: dict[str, Any] = {"num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2}

@@ -24,8 +24,9 @@ from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
+from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder
 from lit_transformer.nn.products import Precision, check_precision
-from lit_transformer.translator import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, Translator, local_folder
+from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 Engine = Literal["torch", "ctranslate2"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_transformer.checkpoints import newest_checkpoint, read_checkpoint
 from lit_transformer.interfaces import TranslationNetwork
-from lit_transformer.translator import CONFIG_FILE, WEIGHTS_FILE, local_folder
+from lit_transformer.model_files import CONFIG_FILE, WEIGHTS_FILE, local_folder
 
 
 def weights_of(checkpoint: str | Path) -> Path:

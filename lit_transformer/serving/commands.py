@@ -132,12 +132,12 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     """
     from lit_transformer import __version__
     from lit_transformer.checkpoints import read_checkpoint
+    from lit_transformer.model_files import local_folder
     from lit_transformer.serving.app import ServingApp
     from lit_transformer.serving.batcher import Batcher
     from lit_transformer.serving.model import ModelSettings
     from lit_transformer.serving.requests import Limits
     from lit_transformer.serving.workers import ProcessWorker
-    from lit_transformer.translator import local_folder
 
     checkpoint = local_folder(options.checkpoint)
     if not checkpoint.is_dir():
