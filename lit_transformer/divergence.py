@@ -1,15 +1,9 @@
-"""How far two predictions of the same tokens are apart, without ever keeping all the logits."""
+"""How far two predictions of the same tokens are apart."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-
-_CPU_CHUNK = 1 << 21  # logits of each prediction held at a time
-_GPU_CHUNK = 1 << 25
 
 
 def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:
@@ -33,70 +27,31 @@ def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:
     return ((p.exp() - q.exp()) * (p - q)).sum() / (2 * max(1, len(logits)))
 
 
-def divergence_of_products(features: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    """``symmetric_divergence`` of ``features @ weight.T`` and ``others @ weight.T``, a few rows at a time.
+def agreeing(log_probs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    r"""What two predictions of a token pay for being apart: part of the loss that never keeps all the logits.
 
-    As in the loss beside it, gradients are formed while a chunk of logits is at hand, and only those of the size of
-    features and weight are kept.
+    With :math:`d = \log P - \log Q`, the gradient of :math:`KL(P \| Q) + KL(Q \| P)` in the logits of P is
+    :math:`P (d - KL(P \| Q)) + P - Q`, and with P and Q exchanged in those of Q.
 
     Args:
-        features: What the decoder says of each token, ``(N, D)``.
-        others: What it says under another dropout, ``(N, D)``.
-        weight: The output layer, ``(V, D)``.
+        log_probs: Rows 2i and 2i + 1 are the logarithms of both predictions of token i, ``(2N, V)``.
+        weight: Of the divergence.
 
     Returns:
-        A scalar that carries gradients to all three.
+        The probabilities with ``weight`` times the gradient of :func:`symmetric_divergence` in the logits added, as a
+        sum over both rows, ``(2N, V)``; and that divergence, a sum over both rows too.
 
     Example:
-        >>> features, weight = torch.randn(3, 4), torch.randn(8, 4)
-        >>> divergence_of_products(features, features, weight)
+        >>> _, divergence = agreeing(torch.randn(1, 5).log_softmax(-1).expand(2, 5), weight=3.0)
+        >>> divergence
         tensor(0.)
     """
-    divergence: Tensor = _ChunkedDivergence.apply(features, others, weight)  # type: ignore[no-untyped-call]
-    return divergence
-
-
-class _ChunkedDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-        device = features.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        x, y, w = features.to(dtype), others.to(dtype), weight.to(dtype)
-        full = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        total, d_weight = x.new_zeros((), dtype=full), torch.zeros_like(weight, dtype=full)
-        d_x, d_y = torch.empty_like(x), torch.empty_like(y)
-        rows = max(1, (_CPU_CHUNK if device == "cpu" else _GPU_CHUNK) // len(weight))
-        for start in range(0, len(x), rows):
-            here = slice(start, start + rows)
-            divergence, d_p, d_q = _divergence_and_gradients((x[here] @ w.T).to(full), (y[here] @ w.T).to(full))
-            total += divergence
-            d_p, d_q = d_p.to(dtype), d_q.to(dtype)
-            torch.mm(d_p, w, out=d_x[here])
-            torch.mm(d_q, w, out=d_y[here])
-            d_weight += d_p.T @ x[here] + d_q.T @ y[here]
-        ctx.save_for_backward(d_x, d_y, d_weight)
-        ctx.scale = 1 / (2 * max(1, len(x)))
-        mean: Tensor = total * ctx.scale
-        return mean
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        d_x, d_y, d_weight = ctx.saved_tensors
-        scale = gradients[0] * ctx.scale
-        return scale * d_x, scale * d_y, scale * d_weight
-
-
-def _divergence_and_gradients(logits: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The sum of :math:`KL(P \| Q) + KL(Q \| P)` over the rows, and its gradients in both logits.
-
-    With :math:`d = \log P - \log Q`, the gradient in the logits of P is :math:`P (d - KL(P \| Q)) + P - Q`.
-    """
-    log_p, log_q = logits.log_softmax(-1), others.log_softmax(-1)
-    p, q, distance = log_p.exp(), log_q.exp(), log_p - log_q
-    p_to_q = (p * distance).sum(-1, keepdim=True)
-    q_to_p = -(q * distance).sum(-1, keepdim=True)
-    difference = p - q
-    d_p = p * (distance - p_to_q) + difference
-    d_q = -q * (distance + q_to_p) - difference
-    return (p_to_q + q_to_p).sum(), d_p, d_q
+    probs = log_probs.exp()
+    (log_p, log_q), (p, q) = (x.view(-1, 2, x.size(-1)).unbind(1) for x in (log_probs, probs))  # (N, V) each
+    distance = log_p - log_q
+    p_to_q, q_to_p = torch.linalg.vecdot(p, distance), -torch.linalg.vecdot(q, distance)
+    difference = (p - q).mul_(weight)
+    distance *= weight
+    p.mul_(distance - (weight * p_to_q - 1).unsqueeze(1)).add_(difference)
+    q.mul_((1 - weight * q_to_p).unsqueeze(1) - distance).sub_(difference)
+    return probs, (p_to_q + q_to_p).sum()

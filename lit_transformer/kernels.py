@@ -31,7 +31,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
         >>> product(x, weight, relu=True)
         tensor([[11.,  0.]])
     """
-    if x.numel() and x.device.type == "cpu" and _has_onednn(x.dtype):
+    if x.numel() and x.device.type == "cpu" and has_onednn(x.dtype):
         activation = "relu" if relu else "none"
         result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, activation, [], "")
         return result
@@ -54,11 +54,12 @@ def rounded(num_rows: int) -> int:
 
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies in bfloat16 itself, so that oneDNN has kernels for it."""
-    return _has_onednn(torch.bfloat16)
+    return has_onednn(torch.bfloat16)
 
 
 @functools.cache
-def _has_onednn(dtype: torch.dtype) -> bool:
+def has_onednn(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of this type on this CPU: float32 on all, bfloat16 on those with AVX-512."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_transformer.divergence import agreeing
 from lit_transformer.kernels import ROW_STEP, product, rounded
 
 _CPU_CHUNK = 1 << 23  # logits held at a time: 32 MiB in float32, enough rows for fast matrix products
@@ -23,7 +24,9 @@ class SmoothedLoss(NamedTuple):
     nll: Tensor
 
 
-def smoothed_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, smoothing: float = 0.0) -> SmoothedLoss:
+def smoothed_cross_entropy(
+    features: Tensor, weight: Tensor, labels: Tensor, smoothing: float = 0.0, agreement: float | None = None
+) -> SmoothedLoss:
     """Cross-entropy of ``features @ weight.T`` against labels, a few rows at a time.
 
     Equal to ``CrossEntropyLoss(label_smoothing=smoothing)`` of the logits. The logits of a large vocabulary need
@@ -37,10 +40,15 @@ def smoothed_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, smo
         weight: The output layer, ``(V, D)``.
         labels: The right tokens, ``(N,)``, none of them padding.
         smoothing: Probability taken from the right token and spread over the vocabulary.
+        agreement: For features that are those of one pass and then those of another over the same tokens: the weight
+            of :func:`symmetric_divergence` between both, which comes to the loss from the same logits.
 
     Returns:
         The loss, which carries the gradient, and the negative log-likelihood without smoothing, which does not.
         Both are 0 if there is no label.
+
+    Raises:
+        ValueError: If two passes are said to be there and the number of rows is odd.
 
     Example:
         >>> features, weight = torch.zeros(3, 4), torch.zeros(8, 4)
@@ -49,14 +57,24 @@ def smoothed_cross_entropy(features: Tensor, weight: Tensor, labels: Tensor, smo
         8.0
     """
     wants_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
-    arguments = features, weight, labels, smoothing, wants_gradient
+    if agreement is not None:
+        if len(labels) % 2:
+            raise ValueError(f"two passes over the same tokens give an even number of rows, got {len(labels)}")
+        features, labels = _in_pairs(features), _in_pairs(labels)
+    arguments = features, weight, labels, smoothing, agreement, wants_gradient
     return SmoothedLoss(*_ChunkedCrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, weight: Tensor, labels: Tensor, smoothing: float, wants_gradient: bool
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        smoothing: float,
+        agreement: float | None,
+        wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(features.device.type) if _autocast(features) else weight.dtype
         x, w = features.to(dtype), weight.to(dtype)
@@ -64,6 +82,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_features = torch.empty_like(x) if wants_gradient else x
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
+        apart = x.new_zeros((), dtype=full)  # divergence of all pairs of rows
         is_on_cpu = x.device.type == "cpu"
         size = (_CPU_CHUNK if is_on_cpu else _GPU_CHUNK) // len(weight)
         for rows in _slices(len(labels), size - size % ROW_STEP or size):  # only the last is filled up
@@ -72,7 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             real = labels[rows, None]
             chunk = logits[: len(real)], real, denominators[rows], own[rows]
             for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real)):
-                _soften(smoothing, *(tensor[part] for tensor in chunk))
+                apart += _soften(smoothing, agreement, *(tensor[part] for tensor in chunk))
             if wants_gradient:  # the logits have become their gradient
                 logits[len(real) :] = 0
                 d_features[rows] = product(logits, w.t())[: len(real)]
@@ -86,18 +105,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         mean_denominator, mean_own = denominators.sum() / ctx.num_labels, own.sum() / ctx.num_labels
         nll, uniform = mean_denominator - mean_own, mean_denominator - x_sum @ w_mean / ctx.num_labels
         ctx.mark_non_differentiable(nll)
-        return (1 - smoothing) * nll + smoothing * uniform, nll
+        return (1 - smoothing) * nll + smoothing * uniform + (agreement or 0) * apart / ctx.num_labels, nll
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         scale = gradients[0] / ctx.num_labels  # only here: divided earlier, it would vanish in float16
-        return scale * d_features, scale * d_weight, None, None, None
+        return scale * d_features, scale * d_weight, None, None, None, None
+
+
+def _in_pairs(rows: Tensor) -> Tensor:
+    """From the rows of two passes, one after the other: both rows of each token side by side."""
+    return torch.stack(rows.chunk(2), 1).flatten(0, 1)
 
 
 def _slices(length: int, size: int) -> list[slice]:
-    size = max(1, size)
+    size = max(2, size - size % 2)  # both rows of a pair
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
@@ -107,13 +131,24 @@ def _filled(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
-def _soften(smoothing: float, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor) -> None:
-    """Replaces logits ``(rows, V)`` by the gradient of the loss, but for what smoothing takes from all alike."""
-    full = logits.to(denominators.dtype)
+def _soften(
+    smoothing: float, agreement: float | None, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor
+) -> Tensor | float:
+    """Replaces logits ``(rows, V)`` by the gradient of the loss, but for what smoothing takes from all alike.
+
+    Returns the divergence within pairs of rows, as a sum, where ``agreement`` counts it.
+    """
+    full, apart = logits.to(denominators.dtype), 0.0
     own.copy_(full.gather(1, labels).squeeze(1))
-    probs = full.softmax(-1)
-    torch.sub(full.amax(1), probs.amax(1).log_(), out=denominators)  # of two largest, so that none is infinite
+    if agreement is None:
+        probs = full.softmax(-1)
+        torch.sub(full.amax(1), probs.amax(1).log_(), out=denominators)  # of two largest, so that none is infinite
+    else:
+        log_probs = full.log_softmax(-1)
+        torch.sub(full.amax(1), log_probs.amax(1), out=denominators)
+        probs, apart = agreeing(log_probs, agreement)
     logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, smoothing - 1)))
+    return apart
 
 
 def _autocast(tensor: Tensor) -> bool:

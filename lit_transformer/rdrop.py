@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_transformer.divergence import divergence_of_products, symmetric_divergence
+from lit_transformer.divergence import symmetric_divergence
 from lit_transformer.interfaces import TranslationBatch
-from lit_transformer.loss import SmoothedLoss
+from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.module import LitTransformer
 
 
@@ -55,11 +55,9 @@ class RDropTransformer(LitTransformer):
 
     def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
-        found = super().loss_of_features(features, labels)
         if not self.training:
-            return found
-        one, other = features.chunk(2)
-        return self._plus(found, divergence_of_products(one, other, self.output_weight))
+            return super().loss_of_features(features, labels)
+        return smoothed_cross_entropy(features, self.output_weight, labels, self.label_smoothing, self.alpha / 2)
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from scores ``(N, V)``, for any other network or criterion."""
@@ -67,10 +65,7 @@ class RDropTransformer(LitTransformer):
         if not self.training:
             return found
         one, other = logits.chunk(2)
-        return self._plus(found, symmetric_divergence(one, other))
-
-    def _plus(self, found: SmoothedLoss, divergence: Tensor) -> SmoothedLoss:
-        return SmoothedLoss(found.loss + self.alpha / 2 * divergence, found.nll)
+        return SmoothedLoss(found.loss + self.alpha / 2 * symmetric_divergence(one, other), found.nll)
 
 
 def _twice(batch: TranslationBatch) -> TranslationBatch:

@@ -33,6 +33,7 @@ from lit_transformer.defaults import (
     USED_BY,
 )
 from lit_transformer.interfaces import InputError
+from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
@@ -254,6 +255,9 @@ class TranslationCLI(LightningCLI):
         self._look_at_text("train", "val")
         size = sum(parameter.numel() for parameter in self.model.network.parameters())
         logger.info("%s with %s parameters", type(self.model.network).__name__, f"{size:,}")
+        is_on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        if is_on_cpu and str(self.trainer.precision).startswith("bf16") and not has_fast_bfloat16():
+            logger.info("this CPU has no bfloat16 products: --trainer.precision 32-true trains many times as fast")
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)

@@ -357,3 +357,12 @@ def test_papers_kinds_of_bleu_are_a_line_of_yaml(journey: Journey, monkeypatch: 
     assert scores(tested).keys() >= {"test/bleu", "test/moses_bleu", "test/multi30k"}
     one = printed_config("--bleu.metric", "lit_transformer.MosesBLEU", "--bleu.metric.lang", "de")["bleu"]["metric"]
     assert (one["class_path"], one["init_args"]["lang"]) == ("lit_transformer.MosesBLEU", "de")
+
+
+@pytest.mark.parametrize(("precision", "is_said"), [("bf16-mixed", True), ("32-true", False)])
+def test_bfloat16_on_a_cpu_that_has_none_is_not_a_silent_loss(
+    project: Path, monkeypatch: pytest.MonkeyPatch, precision: str, is_said: bool
+) -> None:
+    monkeypatch.setattr("lit_transformer.training_cli.has_fast_bfloat16", lambda: False)
+    finished = succeed("fit", "--config=tiny.yaml", "--trainer.max_steps=1", f"--trainer.precision={precision}")
+    assert ("--trainer.precision 32-true trains many times as fast" in finished.err) is is_said

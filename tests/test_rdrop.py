@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_transformer import LitTransformer, RDropTransformer, Transformer, Translator
-from lit_transformer import divergence as divergence_module
-from lit_transformer.divergence import divergence_of_products, symmetric_divergence
+from lit_transformer import loss as loss_module
+from lit_transformer.divergence import symmetric_divergence
+from lit_transformer.loss import smoothed_cross_entropy
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 N, V, D = 13, 11, 6
@@ -46,32 +47,44 @@ def test_the_divergence_is_that_of_the_definition_and_of_torch() -> None:
     torch.testing.assert_close(found, sum(theirs) / 2)
 
 
-@pytest.mark.parametrize("rows", [1, 5, N, 100])
-def test_the_chunked_divergence_has_the_same_value_and_gradients(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(divergence_module, "_CPU_CHUNK", rows * V)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("rows", "part"), [(2, 2), (10, 4), (2 * N, 6), (200, 200)])
+def test_both_passes_in_chunks_have_the_value_and_gradients_of_the_definition(
+    monkeypatch: pytest.MonkeyPatch, rows: int, part: int, smoothing: float
+) -> None:
+    monkeypatch.setattr(loss_module, "_CPU_CHUNK", rows * V)
+    monkeypatch.setattr(loss_module, "_CPU_SLICE", part * V)
     x, y, w = problem()
-    expected = by_definition(x @ w.T, y @ w.T)
-    found = divergence_of_products(x, y, w)
+    labels = torch.randint(V, (N,)).repeat(2)
+
+    def chunked(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return smoothed_cross_entropy(torch.cat((x, y)), w, labels, smoothing, 1.7).loss
+
+    logits = torch.cat((x, y)) @ w.T
+    expected = F.cross_entropy(logits, labels, label_smoothing=smoothing) + 1.7 * by_definition(*logits.chunk(2))
+    found = chunked(x, y, w)
     torch.testing.assert_close(found, expected)
     gradients = zip(
         torch.autograd.grad(3 * found, (x, y, w)), torch.autograd.grad(3 * expected, (x, y, w)), strict=True
     )
     for mine, reference in gradients:
-        torch.testing.assert_close(mine, reference)
-    assert torch.autograd.gradcheck(divergence_of_products, (x, y, w))
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradcheck(chunked, (x, y, w))
 
 
-def test_no_token_is_no_divergence() -> None:
+def test_no_token_is_no_loss_and_half_a_pair_is_refused() -> None:
     x, w = torch.zeros(0, D, requires_grad=True), torch.randn(V, D)
-    for found in (divergence_of_products(x, x, w), symmetric_divergence(x, x)):
+    for found in (smoothed_cross_entropy(x, w, torch.zeros(0).long(), agreement=2.0).loss, symmetric_divergence(x, x)):
         assert found.item() == 0
         found.backward()
+    with pytest.raises(ValueError, match="an even number of rows, got 3"):
+        smoothed_cross_entropy(torch.zeros(3, D), w, torch.zeros(3).long(), agreement=2.0)
 
 
 def test_bfloat16_and_logits_far_apart_stay_finite() -> None:
     x, y, w = (tensor.detach().float().mul_(30).requires_grad_() for tensor in problem())
     with torch.autocast("cpu", torch.bfloat16):
-        found = divergence_of_products(x, y, w)
+        found = smoothed_cross_entropy(torch.cat((x, y)), w, torch.zeros(2 * N).long(), agreement=2.0).loss
     found.backward()
     assert found.dtype == torch.float32
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (x, y, w))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lit_transformer.kernels import has_onednn
 
 Precision = Literal["float32", "bf16", "int8"]
 
@@ -22,9 +25,10 @@ class Product:
 
     - ``float32`` and ``bf16``: oneDNN's kernel with the weights in the order in which it reads them. For a few rows
       it is two to three times as fast as ``F.linear``, for hundreds a quarter faster. Where torch is built without
-      oneDNN, ``F.linear`` does the same.
+      oneDNN, or the CPU has no vector instructions of the kind that oneDNN's bfloat16 asks for, ``F.linear`` does
+      the same.
     - ``int8``: weights in 8 bits with a scale for each output, inputs rounded to 8 bits on the way with one scale for
-      all rows, results in float32.
+      all rows, results in float32. Inputs keep 7 bits on x86 CPUs without VNNI, whose 16-bit sums are too short.
 
     Args:
         linears: The layers; all read the same input, their outputs are set side by side.
@@ -45,8 +49,7 @@ class Product:
             parts = [weight.new_zeros(n.out_features) if n.bias is None else n.bias.detach() for n in linears]
             bias = torch.cat(parts).to(dtype)
         self._size = weight.numel()
-        has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        make = _int8 if precision == "int8" else _packed if has_onednn else _plain
+        make = _int8 if precision == "int8" else _packed if has_onednn(dtype) else _plain
         self._apply = make(weight, bias, relu)
         has_plain = precision == "float32" and self._size < _SMALL
         self._apply_small = _plain(weight, bias, relu) if has_plain else None
@@ -81,12 +84,23 @@ def _packed(weight: Tensor, bias: Tensor | None, relu: bool) -> Callable[[Tensor
 
 
 def _int8(weight: Tensor, bias: Tensor | None, relu: bool) -> Callable[[Tensor], Tensor]:
+    packed, has_short_sums = _quantized(weight, bias), _has_short_sums()
+    product = torch.ops.quantized.linear_relu_dynamic if relu else torch.ops.quantized.linear_dynamic
+    product = getattr(product.default, "_op", product)  # past checks in Python that take as long as a small product
+    return lambda x: product(x, packed, has_short_sums)  # if so, inputs are rounded to 7 bits
+
+
+def _quantized(weight: Tensor, bias: Tensor | None) -> Any:
     scales = weight.abs().amax(dim=1).clamp_min(1e-12).double() / 127
     zeros = torch.zeros_like(scales, dtype=torch.long)
     with warnings.catch_warnings():  # torch means to drop such tensors one day; its newer operators start slower
         warnings.filterwarnings("ignore", ".*quantized tensor creation functions", UserWarning)
         quantized = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
-        packed = torch.ops.quantized.linear_prepack(quantized, bias)
-    product = torch.ops.quantized.linear_relu_dynamic if relu else torch.ops.quantized.linear_dynamic
-    product = getattr(product.default, "_op", product)  # past checks in Python that take as long as a small product
-    return lambda x: product(x, packed, False)
+        return torch.ops.quantized.linear_prepack(quantized, bias)
+
+
+@functools.cache
+def _has_short_sums() -> bool:
+    """Whether torch adds 8-bit products up in 16 bits, too few for large ones: on x86 CPUs before VNNI."""
+    ones = torch.ones(1, 64)
+    return bool(torch.ops.quantized.linear_dynamic(ones, _quantized(ones, None), False) < 60)
