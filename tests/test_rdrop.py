@@ -156,6 +156,19 @@ def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int]) -> N
     assert losses.logged == pytest.approx(expected, rel=1e-5)
 
 
+def test_all_parts_of_a_step_pass_as_often() -> None:
+    sizes: list[int] = []
+
+    class Watched(TwoViews):
+        def features(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+            sizes.append(len(src))
+            return super().features(src, tgt_input)
+
+    module = RDropTransformer(Watched(**SIZES), optimizer=OPTIMIZERS["sgd"], start_step=2)
+    train(module, Steps([5]), accumulate_grad_batches=2)
+    assert sizes == [5, 7, 5, 7, 10, 14, 10, 14]
+
+
 def test_two_dropouts_differ_and_without_dropout_nothing_is_added() -> None:
     whole = batch(sentences(9))
     for dropout, differs in ((0.0, False), (0.4, True)):
@@ -169,9 +182,43 @@ def test_two_dropouts_differ_and_without_dropout_nothing_is_added() -> None:
         assert differs or found[0] == pytest.approx(found[1], abs=1e-6)
 
 
-def test_a_negative_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match="alpha must be 0 or more, got -1"):
-        make(alpha=-1)
+@pytest.mark.parametrize("name", ["alpha", "start_step"])
+def test_negative_arguments_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more, got -1"):
+        make(**{name: -1})
+
+
+def test_it_begins_at_its_step_and_not_before() -> None:
+    """Steps before are those of the plain module; the others are R-Drop's."""
+    logged = {}
+    for name, module in (
+        ("never", make(LitTransformer)),
+        ("at once", make(alpha=2.0)),
+        ("at step 2", make(alpha=2.0, start_step=2)),
+    ):
+        losses = Losses()
+        train(module, Steps([]), callbacks=[losses])
+        logged[name] = losses.logged
+    assert len(logged["never"]) > 3
+    never, at_once, late = (torch.tensor(losses) for losses in logged.values())
+    torch.testing.assert_close(late[:2], never[:2], rtol=1e-5, atol=0)
+    assert (never[0] - at_once[0]).abs() > 0.01  # TwoViews hides a third of the second half's features
+    network = make().network
+    rule = OPTIMIZERS["sgd"](network.parameters())
+    for step, whole in enumerate(Steps([])):
+        if step == 3:
+            break
+        rule.zero_grad()
+        plain = F.cross_entropy(
+            network.train()(whole.src, whole.tgt_input).flatten(0, 1),
+            whole.labels.flatten(),
+            label_smoothing=0.1,
+            ignore_index=0,
+        )
+        loss = plain if step < 2 else loss_by_hand(network, whole, 2.0)
+        assert late[step].item() == pytest.approx(loss.item(), rel=1e-5)
+        loss.backward()
+        rule.step()
 
 
 def test_the_arguments_of_the_plain_module_are_its_own_too_by_place_and_by_name(tmp_path: Path) -> None:
@@ -181,7 +228,7 @@ def test_the_arguments_of_the_plain_module_are_its_own_too_by_place_and_by_name(
     assert by_place.hparams == by_name.hparams
     train(by_place, Steps([]), max_steps=1).save_checkpoint(tmp_path / "rdrop.ckpt")
     loaded = RDropTransformer.load_from_checkpoint(tmp_path / "rdrop.ckpt", weights_only=True)
-    expected = {"network", "label_smoothing", "search", "criterion", "alpha"}
+    expected = {"network", "label_smoothing", "search", "criterion", "alpha", "start_step"}
     for module in (by_place, by_name, loaded):
         assert (module.alpha, module.label_smoothing) == (3.0, 0.2)
         assert set(module.hparams) - {"_instantiator"} == expected
@@ -194,7 +241,7 @@ def test_help_shows_the_arguments_of_both_and_a_misspelt_one_is_refused() -> Non
     assert finished.status == 0, finished.err
     plain = set(inspect.signature(LitTransformer.__init__).parameters) - {"self"}
     shown = set(re.findall(r"^  --model\.(\w+) [A-Z]", finished.out, re.M))
-    assert shown == plain | {"alpha"}
+    assert shown == plain | {"alpha", "start_step"}
     assert "Probability taken from the right token" in " ".join(finished.out.split())
     wrong = lit("fit", "--model=lit_transformer.RDropTransformer", "--model.label_smothing=0.2")
     assert wrong.status == 2
