@@ -133,12 +133,12 @@ def _filled(x: Tensor) -> Tensor:
 
 def _soften(
     smoothing: float, agreement: float | None, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor
-) -> Tensor | float:
+) -> Tensor:
     """Replaces logits ``(rows, V)`` by the gradient of the loss, but for what smoothing takes from all alike.
 
-    Returns the divergence within pairs of rows, as a sum, where ``agreement`` counts it.
+    Returns the divergence within pairs of rows, a sum; 0 where ``agreement`` does not count it.
     """
-    full, apart = logits.to(denominators.dtype), 0.0
+    full, apart = logits.to(denominators.dtype), denominators.new_zeros(())
     own.copy_(full.gather(1, labels).squeeze(1))
     if agreement is None:
         probs = full.softmax(-1)

@@ -20,6 +20,7 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
+from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import read_model, write_model
 from lit_transformer.nn.compiled import CompiledTransformer
 from lit_transformer.nn.inference import PreparedTransformer
@@ -233,6 +234,8 @@ class Translator:
         if self._prepared is not None and self._prepared.is_current():
             return self._prepared
         network, precision, reason = self.network, self.precision, obstacle(self.network)
+        if precision == "bf16" and self._device.type == "cpu" and not has_fast_bfloat16():
+            logger.warning("this CPU has no bfloat16 products: float32 is many times as fast, int8 faster still")
         if reason is None and self.compile:
             reason = compile_obstacle(network, precision)
         if reason is None:

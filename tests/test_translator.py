@@ -555,3 +555,13 @@ def test_500_real_sentences_have_the_same_hypotheses(translator: Translator) -> 
         expected = plain(lines)
         assert fast(lines) == expected
         assert len(set(expected)) > 400
+
+
+def test_bfloat16_on_a_cpu_that_has_none_is_told_once(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lit_transformer.translator.has_fast_bfloat16", lambda: False)
+    translator = Translator.from_pretrained(tiny_run, precision="bf16", num_workers=1)
+    for _ in range(2):
+        translator(["a b"])
+    assert [record.getMessage()[:34] for record in caplog.records] == ["this CPU has no bfloat16 products:"]
