@@ -66,6 +66,7 @@ class Batcher:
         self.num_ready = 0
         self.counts = {"answered": 0, "refused": 0, "timed_out": 0, "batches": 0}
         self._queue: deque[_Waiting] = deque()
+        self._under_way: dict[Worker, list[_Waiting]] = {}
         self._places = 0  # texts in the queue
         self._seconds_per_text = 0.05  # a moving mean
         self._arrived = asyncio.Event()
@@ -191,6 +192,9 @@ class Batcher:
 
     async def _answer(self, worker: Worker, batch: list[_Waiting]) -> None:
         begin = time.monotonic()
+        self._under_way[worker] = batch
+        for waiting in batch:
+            waiting.reply.add_done_callback(lambda _: self._look_around(worker, batch))
         try:  # a batch of jobs that have waited long gets as much time as any: its worker is not to blame
             patience = self.timeout + min(_GRACE, self.timeout / 2)
             replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), patience)
@@ -209,14 +213,25 @@ class Batcher:
             for waiting in batch:
                 waiting.refuse(RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log says why"))
         else:
-            for waiting, reply in zip(batch, replies, strict=True):
-                if not waiting.reply.done():
-                    waiting.reply.set_result(reply)
-            self._count(batch, time.monotonic() - begin)
+            self._hand_over(batch, replies, time.monotonic() - begin)
+        finally:
+            del self._under_way[worker]
 
-    def _count(self, batch: list[_Waiting], seconds: float) -> None:
+    def _look_around(self, worker: Worker, batch: list[_Waiting]) -> None:
+        """Lets the worker forget its batch once all clients have gone or been refused; it may have another by now."""
+        if self._under_way.get(worker) is batch and all(waiting.reply.done() for waiting in batch):
+            worker.forget()
+
+    def _hand_over(self, batch: list[_Waiting], replies: list[Reply], seconds: float) -> None:
+        """Gives each client that is still there its reply; without any, the batch tells nothing of the speed."""
+        waited_for = [waiting for waiting in batch if not waiting.reply.done()]
+        for waiting, reply in zip(batch, replies, strict=True):
+            if not waiting.reply.done():
+                waiting.reply.set_result(reply)
         self.counts["batches"] += 1
-        self.counts["answered"] += len(batch)
+        self.counts["answered"] += len(waited_for)
+        if not waited_for:
+            return
         self._seconds_per_text += 0.2 * (seconds / sum(waiting.places for waiting in batch) - self._seconds_per_text)
 
     async def _replace(self, worker: Worker, batch: list[_Waiting]) -> None:

@@ -107,8 +107,15 @@ class ServedModel:
         """
         list(self.translator.translate([_TRIAL]))
 
-    def answer(self, jobs: Sequence[Job]) -> list[Reply]:
-        """A reply for each job; those that ask for equally many translations are searched for together."""
+    def answer(self, jobs: Sequence[Job], is_forgotten: Callable[[], bool] = bool) -> list[Reply]:
+        """A reply for each job; those that ask for equally many translations are searched for together.
+
+        Args:
+            jobs: The requests.
+            is_forgotten: Asked before each step of a search; once it is true, nobody waits for any of the replies.
+        """
+        if isinstance(self.translator.search, TimedSearch):
+            self.translator.search.is_forgotten = is_forgotten
         replies: dict[int, Reply] = {}
         for n_best in sorted({job.n_best for job in jobs}):
             places = [place for place, job in enumerate(jobs) if job.n_best == n_best and not _looks_inside(job)]

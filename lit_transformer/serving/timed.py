@@ -1,9 +1,10 @@
-"""Beam search that gives up once its time is over, since nobody waits for its result then."""
+"""Beam search that gives up once its time is over or its clients have gone, since nobody waits for its result then."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from lit_transformer.interfaces import DecoderState, Hypothesis, TranslationNetw
 
 
 class TimeUpError(Exception):
-    """A search was given up, because its deadline has passed."""
+    """A search was given up, because its deadline has passed or nobody waits for it."""
 
 
 class TimedSearch(BeamSearch):
@@ -21,25 +22,27 @@ class TimedSearch(BeamSearch):
 
     Attributes:
         deadline: In seconds of ``time.monotonic``; infinity for none.
+        is_forgotten: Tells, before each step, whether nobody waits for the result any more.
     """
 
     deadline = math.inf
+    is_forgotten: Callable[[], bool] = staticmethod(bool)  # nobody ever goes
 
     def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
         """What the beam search finds.
 
         Raises:
-            TimeUpError: If it does not find it in time.
+            TimeUpError: If it does not find it in time, or while somebody waits.
         """
-        return super().__call__(_Timed(network, self.deadline), src)
+        return super().__call__(_Timed(network, self), src)
 
 
 class _Timed(TranslationNetwork):
-    """A network that takes no step after a deadline."""
+    """A network that takes no step once its search is to end."""
 
-    def __init__(self, network: TranslationNetwork, deadline: float) -> None:
+    def __init__(self, network: TranslationNetwork, search: TimedSearch) -> None:
         super().__init__()
-        self.network, self.deadline = network, deadline
+        self.network, self.search = network, search
         self.vocab_size, self.max_length = network.vocab_size, network.max_length
 
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
@@ -55,5 +58,5 @@ class _Timed(TranslationNetwork):
         return self.network.step(tokens, state)
 
     def _check(self) -> None:
-        if time.monotonic() > self.deadline:
+        if time.monotonic() > self.search.deadline or self.search.is_forgotten():
             raise TimeUpError

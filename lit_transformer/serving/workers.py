@@ -20,6 +20,7 @@ from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Job, Limits, Reply
 
 _served: ServedModel  # of a worker process
+_forgotten: ctypes.c_int64  # of a worker process, shared with the server: number of the last batch nobody waits for
 
 
 class Worker(Protocol):
@@ -30,6 +31,9 @@ class Worker(Protocol):
 
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         """A reply for each job; raises ``BrokenExecutor`` if the worker died over them."""
+
+    def forget(self) -> None:
+        """Tells the worker that nobody waits for the batch under way, which it may give up."""
 
     def stop(self) -> None:
         """Ends the worker, whatever it is doing; it may be started again."""
@@ -46,6 +50,8 @@ class ProcessWorker:
     def __init__(self, settings: ModelSettings, limits: Limits) -> None:
         self._settings, self._limits = settings, limits
         self._pool: ProcessPoolExecutor | None = None
+        self._number = 0  # of the batch under way, from 1
+        self._forgotten: ctypes.c_int64 = multiprocessing.get_context("spawn").RawValue(ctypes.c_int64, 0)
 
     async def start(self) -> dict[str, Any]:
         """Starts the process and waits until it has loaded the model and translated with it.
@@ -54,7 +60,7 @@ class ProcessWorker:
             InputError: If the model cannot be loaded, or cannot translate as it was asked to.
         """
         context = multiprocessing.get_context("spawn")  # a fork would inherit threads, sockets and CUDA
-        self._pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(),))
+        self._pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(), self._forgotten))
         with _deaf_children():
             ready = self._pool.submit(_load, self._settings, self._limits)
         return await asyncio.wrap_future(ready)
@@ -62,7 +68,12 @@ class ProcessWorker:
     async def answer(self, jobs: Sequence[Job]) -> list[Reply]:
         """The replies of the process."""
         assert self._pool is not None, "answer() comes after start()"
-        return await asyncio.get_running_loop().run_in_executor(self._pool, _answer, list(jobs))
+        self._number += 1
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _answer, list(jobs), self._number)
+
+    def forget(self) -> None:
+        """Ends the search under way before its next step."""
+        self._forgotten.value = self._number
 
     def stop(self) -> None:
         """Ends the process, also in the middle of a batch."""
@@ -84,8 +95,10 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _begin(parent: int) -> None:
+def _begin(parent: int, forgotten: ctypes.c_int64) -> None:
     """Makes a new process a worker, which ends with the server, however that ends."""
+    global _forgotten
+    _forgotten = forgotten
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
@@ -102,5 +115,5 @@ def _load(settings: ModelSettings, limits: Limits) -> dict[str, Any]:
     return _served.describe()
 
 
-def _answer(jobs: list[Job]) -> list[Reply]:
-    return _served.answer(jobs)
+def _answer(jobs: list[Job], number: int) -> list[Reply]:
+    return _served.answer(jobs, lambda: _forgotten.value >= number)

@@ -152,6 +152,16 @@ def test_a_search_ends_with_the_time_of_its_jobs(
     assert model.answer([Job(("I love cats",), as_page=as_page)])[0].status == 200
 
 
+@pytest.mark.parametrize("as_page", [False, True])
+def test_a_search_ends_when_nobody_waits_for_it(model: ServedModel, as_page: bool) -> None:
+    looks = iter([False, False, True])
+    job = Job(("I love cats",), as_page=as_page)
+    (reply,) = model.answer([job], lambda: next(looks))
+    assert reply.status == 503
+    assert next(looks, None) is None, "not a step more"
+    assert model.answer([job])[0].status == 200
+
+
 def test_the_attention_page_shows_text_as_text(app: ServingApp) -> None:
     nasty = "</script><u>{{data}}"
     query = f"?text={nasty.replace(' ', '+').replace('<', '%3C')}"

@@ -22,6 +22,7 @@ class ScriptedWorker:
         self.script = list(script)
         self.batches: list[list[str]] = []
         self.starts = self.stops = 0
+        self.forgotten: list[int] = []  # after how many batches it was told that nobody waits
 
     async def start(self) -> dict[str, Any]:
         self.starts += 1
@@ -32,6 +33,9 @@ class ScriptedWorker:
         if self.script:
             await self.script.pop(0)()
         return [Reply(200, "text/plain", " ".join(job.texts).encode()) for job in jobs]
+
+    def forget(self) -> None:
+        self.forgotten.append(len(self.batches))
 
     def stop(self) -> None:
         self.stops += 1
@@ -272,3 +276,37 @@ def test_a_client_that_goes_takes_its_job_along() -> None:
 
     asyncio.run(story())
     assert worker.batches == [["0.0"], ["2.0"]]
+
+
+def test_a_worker_hears_when_all_clients_of_its_batch_have_gone() -> None:
+    """Not before the last has gone, nor of the next batch; what was given up is no answer and tells no speed."""
+    worker = ScriptedWorker(slowly(0.2), slowly(0.2))
+    batcher = batcher_of(worker, max_batch_size=2, batch_timeout=0.02)
+
+    async def story() -> None:
+        await batcher.start()
+        first, second, third = (asyncio.ensure_future(batcher.submit(job)) for job in jobs(3))
+        await asyncio.sleep(0.05)
+        first.cancel()
+        await asyncio.sleep(0.02)
+        assert worker.forgotten == []
+        second.cancel()
+        await asyncio.sleep(0.02)
+        assert worker.forgotten == [1]
+        pace = batcher._seconds_per_text
+        while len(worker.batches) < 2:
+            await asyncio.sleep(0.01)
+        assert batcher._seconds_per_text == pace
+        assert (await third).status == 200
+        await batcher.close()
+
+    asyncio.run(story())
+    assert worker.batches == [["0.0", "1.0"], ["2.0"]]
+    assert worker.forgotten == [1]
+    assert batcher.counts["answered"] == 1
+
+
+def test_a_batch_that_is_answered_is_not_forgotten() -> None:
+    worker = ScriptedWorker()
+    assert statuses(play(batcher_of(worker), *jobs(6))) == [200] * 6
+    assert worker.forgotten == []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,21 @@ def test_time_that_is_over_ends_the_request_and_its_computation(tiny_model: Path
         assert "retry-after" in answer.headers
         assert 4.9 < waited < 5.9
         assert is_running(worker), "it has not been replaced"
+        assert server.stderr == ""
+
+
+@pytest.mark.slow
+def test_a_client_that_hangs_up_ends_its_computation(tiny_model: Path) -> None:
+    """A request of a minute whose client goes after a second keeps nobody waiting."""
+    with RunningServer(tiny_model, "--timeout", "60", "--max_length", "2000", "--beam_size", "16") as server:
+        heavy = json.dumps({"texts": ["the dog sees a cat " * 100] * 64, "n_best": 16})
+        client = HTTPConnection("127.0.0.1", server.port)
+        client.request("POST", "/translate", heavy, {"Content-Type": "application/json"})
+        time.sleep(2)
+        client.close()
+        begin = time.monotonic()
+        assert server.ask("POST", "/translate", {"text": "cats"}).status == 200
+        assert time.monotonic() - begin < 5
         assert server.stderr == ""
 
 
