@@ -24,7 +24,7 @@ from lit_transformer.checkpoints import CheckpointError, read_checkpoint, replac
 from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.metrics import CorpusScore, Interval
 
-LIBRARIES = ("torch", "lightning", "sacrebleu", "tokenizers")
+LIBRARIES = ("lightning", "sacrebleu", "tokenizers")
 
 
 class SentenceCounts:
@@ -105,6 +105,7 @@ def describe_run(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, 
         "device": f"{trainer.world_size} x {pl_module.device.type}",
         "versions": {
             "lit_transformer": lit_transformer.__version__,
+            "torch": str(torch.__version__),  # with the kind of build, which its metadata may leave out
             **{name: version(name) for name in LIBRARIES},
             "python": platform.python_version(),
         },
