@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -49,7 +48,7 @@ def agreeing(log_probs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     probs = log_probs.exp()
     (log_p, log_q), (p, q) = (x.view(-1, 2, x.size(-1)).unbind(1) for x in (log_probs, probs))  # (N, V) each
     distance = log_p - log_q
-    p_to_q, q_to_p = torch.linalg.vecdot(p, distance), -torch.linalg.vecdot(q, distance)
+    p_to_q, q_to_p = (p * distance).sum(-1), -(q * distance).sum(-1)  # vecdot would be in half precision under autocast
     difference = (p - q).mul_(weight)
     distance *= weight
     p.mul_(distance - (weight * p_to_q - 1).unsqueeze(1)).add_(difference)

@@ -53,13 +53,13 @@ def rounded(num_rows: int) -> int:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 itself, so that oneDNN has kernels for it."""
+    """Whether torch has good products in bfloat16 on this CPU; with AVX-512 alone they are no faster than float32."""
     return has_onednn(torch.bfloat16)
 
 
 @functools.cache
 def has_onednn(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies matrices of this type on this CPU: float32 on all, bfloat16 on those with AVX-512."""
+    """Whether torch has products of this type by oneDNN: float32 in most builds, bfloat16 with AVX-512 or on ARM."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:

@@ -90,7 +90,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = product(inputs, w)  # (rows, V)
             real = labels[rows, None]
             chunk = logits[: len(real)], real, denominators[rows], own[rows]
-            for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real)):
+            for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real) + 1):
                 apart += _soften(smoothing, agreement, *(tensor[part] for tensor in chunk))
             if wants_gradient:  # the logits have become their gradient
                 logits[len(real) :] = 0

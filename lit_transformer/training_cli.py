@@ -13,6 +13,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -255,9 +256,9 @@ class TranslationCLI(LightningCLI):
         self._look_at_text("train", "val")
         size = sum(parameter.numel() for parameter in self.model.network.parameters())
         logger.info("%s with %s parameters", type(self.model.network).__name__, f"{size:,}")
-        is_on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        is_on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if is_on_cpu and str(self.trainer.precision).startswith("bf16") and not has_fast_bfloat16():
-            logger.info("this CPU has no bfloat16 products: --trainer.precision 32-true trains many times as fast")
+            logger.info("torch has no fast bfloat16 on this CPU: --trainer.precision 32-true trains many times as fast")
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)

@@ -68,6 +68,7 @@ class Translator:
         compile: bool = False,
     ) -> None:
         check_precision(precision)
+        self._has_warned = False  # of slow bfloat16
         for name, value in {"max_tokens": max_tokens, "max_length": max_length}.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1 token, got {value}")
@@ -225,6 +226,9 @@ class Translator:
     @torch.inference_mode()
     def _decode(self, src: Tensor) -> list[list[Hypothesis]]:
         network, device = self._fastest(), self._device
+        if self.precision == "bf16" and device.type == "cpu" and not has_fast_bfloat16() and not self._has_warned:
+            self._has_warned = True
+            logger.warning("torch has no fast bfloat16 on this CPU: float32 is many times as fast")
         is_bf16 = self.precision == "bf16" and network is self.network
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             return self.search(network, src.to(device))
@@ -234,8 +238,6 @@ class Translator:
         if self._prepared is not None and self._prepared.is_current():
             return self._prepared
         network, precision, reason = self.network, self.precision, obstacle(self.network)
-        if precision == "bf16" and self._device.type == "cpu" and not has_fast_bfloat16():
-            logger.warning("this CPU has no bfloat16 products: float32 is many times as fast, int8 faster still")
         if reason is None and self.compile:
             reason = compile_obstacle(network, precision)
         if reason is None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,15 @@ def _same_seed() -> None:
     torch.manual_seed(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _nothing_is_left_in_the_project() -> Iterator[None]:
-    before = set(os.listdir(ROOT))
+    before = _names()
     yield
-    assert not {name for name in set(os.listdir(ROOT)) - before if not name.startswith(".")}
+    left = _names() - before
+    assert not left, f"a test has left {', '.join(sorted(left))} in the project's folder"
+
+
+def _names() -> set[str]:
+    """What stands at the top of the project, but for what git is told to ignore."""
+    ignored = [line.strip("/\n") for line in (ROOT / ".gitignore").read_text().splitlines()]
+    return {name for name in os.listdir(ROOT) if not any(fnmatch(name, pattern) for pattern in ignored)}

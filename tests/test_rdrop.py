@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from lit_transformer import LitTransformer, RDropTransformer, Transformer, Translator
 from lit_transformer import loss as loss_module
-from lit_transformer.divergence import symmetric_divergence
+from lit_transformer.divergence import agreeing, symmetric_divergence
 from lit_transformer.loss import smoothed_cross_entropy
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -88,6 +88,15 @@ def test_bfloat16_and_logits_far_apart_stay_finite() -> None:
     found.backward()
     assert found.dtype == torch.float32
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in (x, y, w))
+
+
+def test_autocast_leaves_the_divergence_in_full_precision() -> None:
+    log_probs = torch.randn(8, 10_000).log_softmax(-1)
+    (expected, apart), found = agreeing(log_probs.clone(), 2.5), None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = agreeing(log_probs.clone(), 2.5)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], apart)
 
 
 class TwoViews(Transformer):

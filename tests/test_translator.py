@@ -564,4 +564,6 @@ def test_bfloat16_on_a_cpu_that_has_none_is_told_once(
     translator = Translator.from_pretrained(tiny_run, precision="bf16", num_workers=1)
     for _ in range(2):
         translator(["a b"])
-    assert [record.getMessage()[:34] for record in caplog.records] == ["this CPU has no bfloat16 products:"]
+    translator.network.register_forward_hook(lambda *_: None)  # which cannot be prepared
+    translator(["a b"])
+    assert [record.getMessage()[:39] for record in caplog.records] == ["torch has no fast bfloat16 on this CPU:"]

@@ -71,6 +71,7 @@ class Batcher:
         self._seconds_per_text = 0.05  # a moving mean
         self._arrived = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._is_closing = False
 
     async def start(self) -> list[dict[str, Any]]:
         """Starts the workers; comes back when all can translate, and stops all if one cannot.
@@ -79,6 +80,7 @@ class Batcher:
             What each worker tells about its model.
         """
         self._arrived = asyncio.Event()  # belongs to the event loop of now
+        self._is_closing = False
         try:
             about = await asyncio.gather(*(worker.start() for worker in self.workers))
         except BaseException:
@@ -91,6 +93,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Ends the workers; jobs that still wait are refused."""
+        self._is_closing = True  # an answer that comes at this moment takes the place of the cancellation
         for task in self._tasks:
             task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -155,7 +158,7 @@ class Batcher:
 
     async def _serve(self, worker: Worker) -> None:
         """The life of a worker: wait for jobs, answer them, come back."""
-        while True:
+        while not self._is_closing:
             await self._company()
             batch = self._take()
             if batch:
@@ -182,6 +185,8 @@ class Batcher:
         while self._queue and (not batch or size + self._queue[0].places <= self.max_batch_size):
             waiting = self._queue.popleft()
             self._places -= waiting.places
+            if waiting.reply.done():  # its client has gone a moment ago
+                continue
             if waiting.job.deadline < latest:
                 self.counts["timed_out"] += 1
                 waiting.refuse(self._too_late())
@@ -223,16 +228,17 @@ class Batcher:
             worker.forget()
 
     def _hand_over(self, batch: list[_Waiting], replies: list[Reply], seconds: float) -> None:
-        """Gives each client that is still there its reply; without any, the batch tells nothing of the speed."""
+        """Gives each client that is still there its reply; without any, a batch may have been cut short."""
         waited_for = [waiting for waiting in batch if not waiting.reply.done()]
         for waiting, reply in zip(batch, replies, strict=True):
             if not waiting.reply.done():
                 waiting.reply.set_result(reply)
         self.counts["batches"] += 1
         self.counts["answered"] += len(waited_for)
-        if not waited_for:
-            return
-        self._seconds_per_text += 0.2 * (seconds / sum(waiting.places for waiting in batch) - self._seconds_per_text)
+        pace = seconds / sum(waiting.places for waiting in batch)
+        if not waited_for and pace < self._seconds_per_text:
+            return  # as slow as that it was at least
+        self._seconds_per_text += 0.2 * (pace - self._seconds_per_text)
 
     async def _replace(self, worker: Worker, batch: list[_Waiting]) -> None:
         """A new process for one that died or does not come back."""

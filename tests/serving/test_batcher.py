@@ -278,32 +278,72 @@ def test_a_client_that_goes_takes_its_job_along() -> None:
     assert worker.batches == [["0.0"], ["2.0"]]
 
 
+class GatedWorker(ScriptedWorker):
+    """Answers each batch once it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.script = [self._pass] * 9
+        self.arrived, self.gate = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def _pass(self) -> None:
+        self.arrived.release()
+        await self.gate.acquire()
+
+
 def test_a_worker_hears_when_all_clients_of_its_batch_have_gone() -> None:
-    """Not before the last has gone, nor of the next batch; what was given up is no answer and tells no speed."""
-    worker = ScriptedWorker(slowly(0.2), slowly(0.2))
+    """Not before the last has gone, nor of the next batch; what was given up is no answer and makes nothing faster."""
+    worker = GatedWorker()
     batcher = batcher_of(worker, max_batch_size=2, batch_timeout=0.02)
 
     async def story() -> None:
         await batcher.start()
-        first, second, third = (asyncio.ensure_future(batcher.submit(job)) for job in jobs(3))
-        await asyncio.sleep(0.05)
-        first.cancel()
-        await asyncio.sleep(0.02)
-        assert worker.forgotten == []
-        second.cancel()
-        await asyncio.sleep(0.02)
-        assert worker.forgotten == [1]
-        pace = batcher._seconds_per_text
-        while len(worker.batches) < 2:
-            await asyncio.sleep(0.01)
-        assert batcher._seconds_per_text == pace
-        assert (await third).status == 200
+        first, second, third, fourth = (asyncio.ensure_future(batcher.submit(job)) for job in jobs(4))
+        await worker.arrived.acquire()
+        for client, expected in ((first, []), (second, [1])):
+            client.cancel()
+            await asyncio.wait([client])
+            await asyncio.sleep(0)
+            assert worker.forgotten == expected
+        batcher._seconds_per_text = 1000.0
+        worker.gate.release()
+        await worker.arrived.acquire()
+        assert batcher._seconds_per_text == 1000.0
+        batcher._seconds_per_text = 0.0
+        for client in (third, fourth):
+            client.cancel()
+        await asyncio.wait([third, fourth])
+        fifth = asyncio.ensure_future(batcher.submit(jobs(1)[0]))
+        worker.gate.release()
+        await worker.arrived.acquire()
+        assert batcher._seconds_per_text > 0, "it took that long at least"
+        worker.gate.release()
+        assert (await fifth).status == 200
         await batcher.close()
 
     asyncio.run(story())
-    assert worker.batches == [["0.0", "1.0"], ["2.0"]]
-    assert worker.forgotten == [1]
+    assert worker.batches == [["0.0", "1.0"], ["2.0", "3.0"], ["0.0"]]
+    assert worker.forgotten == [1, 2, 2], "each of two that go at once finds nobody left"
     assert batcher.counts["answered"] == 1
+
+
+def test_a_client_that_goes_while_its_job_is_taken_costs_nothing() -> None:
+    worker = GatedWorker()
+    batcher = batcher_of(worker, max_batch_size=1, batch_timeout=0)
+
+    async def story() -> None:
+        await batcher.start()
+        first, second = (asyncio.ensure_future(batcher.submit(job)) for job in jobs(2))
+        await worker.arrived.acquire()
+        (waiting,) = batcher._queue
+        waiting.reply.cancel()  # before the task that waits for it has heard
+        worker.gate.release()
+        assert (await first).status == 200
+        await asyncio.wait([second])
+        await batcher.close()
+
+    asyncio.run(story())
+    assert worker.batches == [["0.0"]]
 
 
 def test_a_batch_that_is_answered_is_not_forgotten() -> None:
