@@ -18,6 +18,7 @@ def symmetric_divergence(logits: Tensor, others: Tensor) -> Tensor:
         A scalar that carries gradients to both, 0 if there is no token.
 
     Example:
+        >>> import torch
         >>> scores = torch.tensor([[1.0, 2.0, 3.0]])
         >>> symmetric_divergence(scores, scores + 1)  # the same distribution
         tensor(0.)
@@ -41,6 +42,7 @@ def agreeing(log_probs: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         sum over both rows, ``(2N, V)``; and that divergence, a sum over both rows too.
 
     Example:
+        >>> import torch
         >>> _, divergence = agreeing(torch.randn(1, 5).log_softmax(-1).expand(2, 5), weight=3.0)
         >>> divergence
         tensor(0.)
