@@ -19,6 +19,12 @@ def _same_seed() -> None:
     torch.manual_seed(1)
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test stands in a folder of its own, where a data module keeps its tokenizer."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_is_left_in_the_project() -> Iterator[None]:
     before = _names()

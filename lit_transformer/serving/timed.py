@@ -32,7 +32,7 @@ class TimedSearch(BeamSearch):
         """What the beam search finds.
 
         Raises:
-            TimeUpError: If it does not find it in time, or while somebody waits.
+            TimeUpError: If before that its time is over, or nobody waits for it any more.
         """
         return super().__call__(_Timed(network, self), src)
 

@@ -51,7 +51,8 @@ class ProcessWorker:
         self._settings, self._limits = settings, limits
         self._pool: ProcessPoolExecutor | None = None
         self._number = 0  # of the batch under way, from 1
-        self._forgotten: ctypes.c_int64 = multiprocessing.get_context("spawn").RawValue(ctypes.c_int64, 0)
+        self._context = multiprocessing.get_context("spawn")  # a fork would inherit threads, sockets and CUDA
+        self._forgotten: ctypes.c_int64 = self._context.RawValue(ctypes.c_int64, 0)
 
     async def start(self) -> dict[str, Any]:
         """Starts the process and waits until it has loaded the model and translated with it.
@@ -59,8 +60,7 @@ class ProcessWorker:
         Raises:
             InputError: If the model cannot be loaded, or cannot translate as it was asked to.
         """
-        context = multiprocessing.get_context("spawn")  # a fork would inherit threads, sockets and CUDA
-        self._pool = ProcessPoolExecutor(1, context, _begin, (os.getpid(), self._forgotten))
+        self._pool = ProcessPoolExecutor(1, self._context, _begin, (os.getpid(), self._forgotten))
         with _deaf_children():
             ready = self._pool.submit(_load, self._settings, self._limits)
         return await asyncio.wrap_future(ready)

@@ -23,9 +23,7 @@ from lit_transformer.interfaces import InputError
 SOURCES, TARGETS = ["a b c", "h"], ["c b a", "h"]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # where a data module keeps its tokenizer
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 class Album(Logger):

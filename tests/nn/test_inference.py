@@ -125,10 +125,12 @@ def test_int8_does_not_overflow_where_products_add_up_in_16_bits(monkeypatch, is
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 0.02), ("int8", 0.03)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-5), ("bf16", 0.02), ("int8", 0.02)])
 @pytest.mark.parametrize("width", [16, 512])
 @torch.inference_mode()
 def test_a_product_is_its_linear_layers_side_by_side(precision, tolerance, relu, width):
+    if precision == "int8" and _has_short_sums():
+        tolerance = 0.03  # inputs keep 7 bits
     linears = [nn.Linear(width, width), nn.Linear(width, 24, bias=False), nn.Linear(width, 40)]
     product = Product(linears, precision, relu)
     for shape in [(1, width), (70, width), (2, 40, width)]:
