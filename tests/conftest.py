@@ -1,11 +1,16 @@
 """Fixtures that every test shares: each starts from the same seed and leaves no file in the project's folder."""
 
 import os
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: threads of one would only wait for those of the other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -23,6 +28,13 @@ def _same_seed() -> None:
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test stands in a folder of its own, where a data module keeps its tokenizer."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def without_mecab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package that cuts Korean into morphemes is not there, as after a plain installation."""
+    monkeypatch.setitem(sys.modules, "mecab_ko", None)
+    monkeypatch.delitem(sys.modules, "sacrebleu.tokenizers.tokenizer_ko_mecab", raising=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

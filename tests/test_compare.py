@@ -88,6 +88,7 @@ def test_the_seed_is_sacrebleus(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "|bs:20|seed:5|" in finished.out
 
 
+@pytest.mark.usefixtures("without_mecab")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

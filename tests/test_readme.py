@@ -194,7 +194,8 @@ def readme_command(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "ending"), [("main-command", "lit-transformer quickstart"), ("test-command", "-m pytest -q")]
+    ("name", "ending"),
+    [("main-command", "lit-transformer quickstart"), ("test-command", "-m pytest -q -n 2 --dist worksteal")],
 )
 def test_the_gate_finds_the_marked_commands(name: str, ending: str) -> None:
     command = readme_command(name)

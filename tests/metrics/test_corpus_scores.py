@@ -137,6 +137,7 @@ def test_reset_forgets() -> None:
     assert metric.compute().item() == pytest.approx(100.0)
 
 
+@pytest.mark.usefixtures("without_mecab")
 def test_bad_use_is_named() -> None:
     with pytest.raises(ValueError, match=r"tokenize must be one of .*13a.*; got 'words'"):
         CorpusBLEU(tokenize="words")
