@@ -112,7 +112,8 @@ class ServedModel:
 
         Args:
             jobs: The requests.
-            is_forgotten: Asked before each step of a search; once it is true, nobody waits for any of the replies.
+            is_forgotten: Asked before each step of a search and each look inside; once it is true, nobody waits for any
+                of the replies.
         """
         if isinstance(self.translator.search, TimedSearch):
             self.translator.search.is_forgotten = is_forgotten
@@ -124,7 +125,7 @@ class ServedModel:
                 replies.update(zip(places, self._translate([jobs[place] for place in places]), strict=True))
         for place, job in enumerate(jobs):
             if _looks_inside(job) and self._accepts(place, job, replies):
-                replies[place] = _guarded(self._look, job)
+                replies[place] = error_reply(_LATE) if is_forgotten() else _guarded(self._look, job)
         return [replies[place] for place in range(len(jobs))]
 
     def _accepts(self, place: int, job: Job, replies: dict[int, Reply]) -> bool:

@@ -162,6 +162,13 @@ def test_a_search_ends_when_nobody_waits_for_it(model: ServedModel, as_page: boo
     assert model.answer([job])[0].status == 200
 
 
+def test_attention_that_nobody_waits_for_is_not_computed(model: ServedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a given target there is no search that could be ended."""
+    monkeypatch.setattr(model.translator, "attention", lambda *_: pytest.fail("it was computed"))
+    (reply,) = model.answer([Job(("I love cats",), as_page=True, target="cats")], lambda: True)
+    assert reply.status == 503
+
+
 def test_the_attention_page_shows_text_as_text(app: ServingApp) -> None:
     nasty = "</script><u>{{data}}"
     query = f"?text={nasty.replace(' ', '+').replace('<', '%3C')}"
