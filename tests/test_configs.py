@@ -31,6 +31,7 @@ MODELS = [name for name in ALL if "/" not in name or name.startswith("multi30k/"
 DATA = [name for name in ALL if name.startswith("data/")]
 TRAINER = [name for name in ALL if name.startswith("trainer/")]
 TABLE3 = [name for name in ALL if name.startswith("table3/")]
+SEVERAL_CORPORA = ["data/en_ko.yaml", "data/en_de.yaml"]
 BEFORE = {name: ["base.yaml"] for name in ("big.yaml", *TABLE3)}  # what a configuration says to put before it
 BEFORE["multi30k/ours.yaml"] = ["multi30k/wu2021.yaml"]
 SMALL = (
@@ -69,16 +70,17 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, like in names.items():
         for lang in ("en", "de"):
             (tmp_path / "data" / f"{name}.{lang}").write_bytes((tmp_path / "data" / f"{like}.{lang}").read_bytes())
-    for path in re.findall(r"\$(?:EN_KO|FLORES)/(\S+?),", ALL["data/en_ko.yaml"].read_text(encoding="utf-8")):
-        like = "train" if path.endswith("train") else "val"
-        for lang, twin in (("en", "en"), ("ko", "de")):
-            (tmp_path / "data" / f"{path}.{lang}").write_bytes((tmp_path / "data" / f"{like}.{twin}").read_bytes())
+    for name in SEVERAL_CORPORA:
+        for path in re.findall(r"\$(?:EN_KO|EN_DE|FLORES)/(\S+?),", ALL[name].read_text(encoding="utf-8")):
+            like = "train" if path.endswith("train") else "val"
+            for lang, twin in (("en", "en"), ("ko", "de"), ("de", "de")):
+                (tmp_path / "data" / f"{path}.{lang}").write_bytes((tmp_path / "data" / f"{like}.{twin}").read_bytes())
     for part in ("train", "val", "test_2016_flickr"):
         for lang, like in (("en", "en"), ("de", "de"), ("fr", "de")):
             for name in (part, f"{part}.lc.norm.tok"):
                 content = (tmp_path / "data" / f"{part}.{like}").read_bytes()
                 (tmp_path / "data" / f"{name}.{lang}").write_bytes(content)
-    for variable in ("MULTI30K", "EN_KO", "FLORES"):
+    for variable in ("MULTI30K", "EN_KO", "EN_DE", "FLORES"):
         monkeypatch.setenv(variable, str(tmp_path / "data"))
     return tmp_path
 
@@ -89,6 +91,7 @@ def test_the_configurations_of_the_issue_are_found() -> None:
         "base.yaml",
         "big.yaml",
         "tiny.yaml",
+        "small.yaml",
         "multi30k/wu2021.yaml",
         "multi30k/ours.yaml",
     }
@@ -98,6 +101,7 @@ def test_the_configurations_of_the_issue_are_found() -> None:
         "multi30k_en_de_tokens",
         "wmt14_en_de",
         "wmt14_en_fr",
+        "en_de",
         "en_ko",
         "own_files",
     }
@@ -166,13 +170,14 @@ def test_data_from_files_says_which_variable_is_missing(
     assert f"${variable}, which is not set" in finished.err
 
 
-def test_english_korean_is_tested_on_text_of_its_own(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SEVERAL_CORPORA)
+def test_several_corpora_are_tested_on_other_text(name: str, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Training runs without the folder of the test set, and the test set is none of the validation files."""
     monkeypatch.delenv("FLORES")
     (texts / "data" / "flores.dev.en").unlink()
-    finished = lit("fit", *configs("tiny.yaml", "data/en_ko.yaml"), *SMALL)
+    finished = lit("fit", *configs("tiny.yaml", name), *SMALL)
     assert finished.status == 0, finished.err
-    data = yaml.safe_load(ALL["data/en_ko.yaml"].read_text(encoding="utf-8"))["data"]
+    data = yaml.safe_load(ALL[name].read_text(encoding="utf-8"))["data"]
     assert data["test"] not in data["val"]
 
 
