@@ -89,14 +89,14 @@ class HelpfulParser(LightningArgumentParser):
         fail(f"{text.rstrip('.')}.{hint}")
         sys.exit(2)
 
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+    def format_help(self, *formatter: HelpFormatter | None) -> str:  # without one in older versions
         """The help page: first our own keys, then those of Lightning, one sentence each."""
         command = self.prog.split()[-1]
         if command not in EXAMPLES or "trainer" not in self._named_groups:
-            return _without_class_lists(super().format_help(formatter))
+            return _without_class_lists(super().format_help(*formatter))
         self._shorten()
         self._arrange()
-        _, _, page = super().format_help(formatter).partition("\n\noptions:\n")
+        _, _, page = super().format_help(*formatter).partition("\n\noptions:\n")
         first, title, rest = page.partition(f"\n\n{GROUPS['warmup']}:\n")
         parts = (
             f"usage: lit-transformer {command} --config FILE [--config FILE ...] [--KEY VALUE ...]",
