@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_transformer.commands import CHECKPOINT_HELP, command_parser, given_lines, positive, writing
+from lit_transformer.command_options import CHECKPOINT_HELP, command_parser, given_lines, positive, writing
 from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:

@@ -22,14 +22,14 @@ COMMANDS = {
     "validate": ("training_cli", "score a checkpoint on the validation set"),
     "test": ("training_cli", "score a checkpoint on the test set"),
     "predict": ("training_cli", "translate a corpus into a file, on any number of devices"),
-    "translate": ("commands", "translate sentences from the command line, a file or standard input"),
+    "translate": ("translate_command", "translate sentences from the command line, a file or standard input"),
     "attention": ("attention_command", "draw what every head attends to, as pictures and as a page to explore"),
     "curves": ("curves", "draw loss, perplexity and scores of runs over their steps"),
     "export": ("exchange_commands", "write a model for use elsewhere: safetensors, transformers, CTranslate2, ONNX"),
     "import": ("exchange_commands", "read a Hugging Face folder (Marian, as OPUS-MT, or Pegasus)"),
     "push": ("exchange_commands", "write a model with a card to the Hub of Hugging Face"),
     "serve": ("serving.commands", "translate over HTTP: a web page and a JSON API"),
-    "average": ("commands", "average several checkpoints into one"),
+    "average": ("average_command", "average several checkpoints into one"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
 

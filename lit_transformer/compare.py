@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_transformer.commands import command_parser, positive
+from lit_transformer.command_options import command_parser, positive
 from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:

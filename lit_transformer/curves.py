@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_transformer.commands import command_parser
+from lit_transformer.command_options import command_parser
 from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_transformer.commands import CHECKPOINT_HELP, CommandParser, command_parser
+from lit_transformer.command_options import CHECKPOINT_HELP, CommandParser, command_parser
 from lit_transformer.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from lit_transformer.commands import CommandParser, command_parser, positive
+from lit_transformer.command_options import CommandParser, command_parser, positive
 from lit_transformer.errors import InputError
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
@@ -41,12 +41,12 @@ def quickstart_parser() -> CommandParser:
 
 def _command(*arguments: str) -> None:
     """Prints a command as the user would type it, and runs it."""
-    from lit_transformer import attention_command, commands, training_cli
+    from lit_transformer import attention_command, training_cli, translate_command
 
     shown = " ".join(f"'{part}'" if " " in part else part for part in arguments)
     sys.stdout.write(f"\n$ lit-transformer {shown}\n")
     sys.stdout.flush()
-    home = {"translate": commands, "attention": attention_command}.get(arguments[0], training_cli)
+    home = {"translate": translate_command, "attention": attention_command}.get(arguments[0], training_cli)
     home.run(list(arguments))
 
 

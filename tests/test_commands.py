@@ -16,7 +16,7 @@ from command_line import Finished, lit
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
-from lit_transformer import commands
+from lit_transformer import translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.decoding import BeamSearch
@@ -123,7 +123,7 @@ def test_a_person_at_the_keyboard_is_told_how_to_end(
     os.write(keyboard, b"one\n\x04")  # Ctrl-D
     with os.fdopen(terminal) as stdin, caplog.at_level(logging.INFO, "lit_transformer"):
         monkeypatch.setattr(sys, "stdin", stdin)
-        commands.run(["translate", str(tiny_run)])
+        translate_command.run(["translate", str(tiny_run)])
     os.close(keyboard)
     assert capsys.readouterr().out == "eins\n"
     assert "one in a line; end with Ctrl-D" in caplog.text
@@ -143,7 +143,9 @@ def test_a_person_watching_sees_how_far_it_is(
     screen, terminal = os.openpty()
     with os.fdopen(terminal, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)
-        commands.run(["translate", str(tiny_run), "--input", source, "--output", "translated", "--num_workers", "2"])
+        translate_command.run(
+            ["translate", str(tiny_run), "--input", source, "--output", "translated", "--num_workers", "2"]
+        )
     shown = b""
     with contextlib.suppress(OSError):  # which ends what a closed terminal has shown
         while part := os.read(screen, 1 << 20):  # a few thousand characters at once

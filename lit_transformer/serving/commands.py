@@ -6,20 +6,20 @@ import argparse
 import contextlib
 import importlib.util
 import ipaddress
+import logging
 import os
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_transformer.commands import (
+from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     CommandParser,
     add_engine_options,
     add_penalty_options,
     command_parser,
     finite,
-    logger,
     positive,
     usable_device,
 )
@@ -27,6 +27,8 @@ from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
     from lit_transformer.serving.app import ServingApp
+
+logger = logging.getLogger(__name__)
 
 
 def serve_parser() -> CommandParser:

@@ -1,19 +1,28 @@
-"""The commands around a trained model: translate and average."""
+"""The command translate: sentences from the command line, a file or standard input, of any number."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING
 
-from lit_transformer.cli import collecting_later, did_you_mean
+from lit_transformer.cli import collecting_later
+from lit_transformer.command_options import (
+    CHECKPOINT_HELP,
+    add_engine_options,
+    add_penalty_options,
+    command_parser,
+    given_lines,
+    positive,
+    usable_device,
+    writing,
+)
 from lit_transformer.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,80 +33,6 @@ if TYPE_CHECKING:
     from lit_transformer.decoding import BeamSearch
     from lit_transformer.interfaces import Translation
     from lit_transformer.translator import Translator
-
-CHECKPOINT_HELP = (
-    "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
-)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """A parser that names the nearest right option when one is misspelt."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints one sentence and exits with status 2."""
-        options = [option for action in self._actions for option in action.option_strings]
-        self.exit(2, f"{self.prog}: {message}.{did_you_mean(message, options)}\n")
-
-
-def command_parser(name: str, description: str, epilog: str) -> CommandParser:
-    """A parser whose help page keeps its line breaks and ends in examples."""
-    return CommandParser(
-        prog=f"lit-transformer {name}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, from the command line."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
-    return value
-
-
-def finite(text: str) -> float:
-    """A number that is neither infinite nor NaN, from the command line."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
-    return value
-
-
-def add_penalty_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say how hypotheses of different lengths compete, of all commands that translate."""
-    parser.add_argument(
-        "--length_penalty",
-        type=finite,
-        default=0.6,
-        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
-    )
-    parser.add_argument(
-        "--penalty_kind",
-        choices=("gnmt", "power"),
-        default="gnmt",
-        help="power divides by length ** alpha instead, as fairseq and Marian do (default: gnmt)",
-    )
-
-
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say where and how to compute, of all commands that translate."""
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bf16", "int8"),
-        default="float32",
-        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
-    )
-    parser.add_argument(
-        "--engine",
-        choices=("torch", "ctranslate2"),
-        default="torch",
-        help="ctranslate2 is faster on CPUs, takes its exported folders too, has no attention, and needs the extra "
-        "(default: torch)",
-    )
 
 
 def translate_parser() -> argparse.ArgumentParser:
@@ -253,30 +188,6 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
     return "\t".join([*fields, translation.text]) + "\n"
 
 
-def usable_device(name: str | None) -> str:
-    """The device of that name, or the best one.
-
-    Raises:
-        InputError: If there is no such device here.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return str(torch.zeros(0, device=name).device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
-
-
-def given_lines(texts: list[str]) -> list[str]:
-    """Sentences of the command line, if they are text."""
-    for number, text in enumerate(texts, 1):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
-            raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
-    return texts
-
-
 def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
     """The lines of a file or of standard input, cut at line feeds only."""
     if name == "-":
@@ -316,15 +227,6 @@ def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
         yield file
 
 
-@contextmanager
-def writing(name: str, option: str = "--output") -> Iterator[None]:
-    """Says in one sentence that a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None
-
-
 def _with_progress(
     stack: ExitStack, items: Iterable[list[Translation]], quiet: bool, total: Callable[[], int | None]
 ) -> Iterable[list[Translation]]:
@@ -356,40 +258,6 @@ def _number_of_lines(options: argparse.Namespace) -> int | None:
         return sum(1 for _ in file)
 
 
-def average_parser() -> argparse.ArgumentParser:
-    """The options of ``average``."""
-    parser = command_parser(
-        "average",
-        "Averages the weights of several checkpoints into one (paper, section 6.1: the last 5; for big, the last 20).",
-        "The result is for translating and scoring: it holds no optimizer.\n\nexamples:\n"
-        "  lit-transformer average runs/base --last 5 --output averaged.ckpt\n"
-        "  lit-transformer average a.ckpt b.ckpt c.ckpt --output averaged.ckpt",
-    )
-    parser.add_argument("checkpoints", nargs="+", help="checkpoint files, or the folder of a run")
-    parser.add_argument("--last", type=positive, default=5, help="how many of a folder's newest (default: 5)")
-    parser.add_argument("--output", required=True, metavar="FILE", help="the checkpoint to write")
-    return parser
-
-
-def average(options: argparse.Namespace) -> None:
-    """Averages checkpoints into one."""
-    from lit_transformer.callbacks.averaging import last_checkpoints, write_averaged_checkpoint
-
-    paths = [Path(name) for name in options.checkpoints]
-    if len(paths) == 1 and paths[0].is_dir():
-        paths = last_checkpoints(paths[0], options.last)
-    with writing(options.output):
-        write_averaged_checkpoint(paths, Path(options.output))
-    sys.stdout.write(f"{options.output}: the mean of {', '.join(str(path) for path in paths)}\n")
-
-
-COMMANDS = {
-    "translate": (translate_parser, translate),
-    "average": (average_parser, average),
-}
-
-
 def run(arguments: list[str]) -> None:
-    """Runs the command that ``arguments`` begins with."""
-    make_parser, command = COMMANDS[arguments[0]]
-    command(make_parser().parse_intermixed_args(arguments[1:]))  # options may stand between the sentences
+    """Runs the command."""
+    translate(translate_parser().parse_intermixed_args(arguments[1:]))  # options may stand between the sentences

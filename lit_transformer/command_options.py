@@ -1,0 +1,119 @@
+"""What the commands share: parsers with their help pages, options, and the files that they write."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from lit_transformer.cli import did_you_mean
+from lit_transformer.errors import InputError
+
+CHECKPOINT_HELP = (
+    "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
+)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that names the nearest right option when one is misspelt."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints one sentence and exits with status 2."""
+        options = [option for action in self._actions for option in action.option_strings]
+        self.exit(2, f"{self.prog}: {message}.{did_you_mean(message, options)}\n")
+
+
+def command_parser(name: str, description: str, epilog: str) -> CommandParser:
+    """A parser whose help page keeps its line breaks and ends in examples."""
+    return CommandParser(
+        prog=f"lit-transformer {name}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, from the command line."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text}")
+    return value
+
+
+def finite(text: str) -> float:
+    """A number that is neither infinite nor NaN, from the command line."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
+    return value
+
+
+def add_penalty_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say how hypotheses of different lengths compete, of all commands that translate."""
+    parser.add_argument(
+        "--length_penalty",
+        type=finite,
+        default=0.6,
+        help="alpha of ((5 + length) / 6) ** alpha; 0 is none (default: 0.6)",
+    )
+    parser.add_argument(
+        "--penalty_kind",
+        choices=("gnmt", "power"),
+        default="gnmt",
+        help="power divides by length ** alpha instead, as fairseq and Marian do (default: gnmt)",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and how to compute, of all commands that translate."""
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bf16", "int8"),
+        default="float32",
+        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("torch", "ctranslate2"),
+        default="torch",
+        help="ctranslate2 is faster on CPUs, takes its exported folders too, has no attention, and needs the extra "
+        "(default: torch)",
+    )
+
+
+def usable_device(name: str | None) -> str:
+    """The device of that name, or the best one.
+
+    Raises:
+        InputError: If there is no such device here.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.zeros(0, device=name).device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
+
+
+def given_lines(texts: list[str]) -> list[str]:
+    """Sentences of the command line, if they are text."""
+    for number, text in enumerate(texts, 1):
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
+            raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
+    return texts
+
+
+@contextmanager
+def writing(name: str, option: str = "--output") -> Iterator[None]:
+    """Says in one sentence that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None
