@@ -23,18 +23,27 @@ class InverseSqrtWarmup(Callback):
     ``LearningRateMonitor`` in the list of callbacks, and no other scheduler may run. If a module steps several
     optimizers itself, each of their steps counts, as it does in ``trainer.global_step``.
 
+    Steps at a high rate leave the weights restless: their loss is higher than that of the place they move around.
+    With ``cooldown_steps`` the last steps before the trainer's ``max_steps`` let them settle: to the rate comes a
+    factor that falls in a straight line, down to ``1 / (cooldown_steps + 1)`` in the very last step. What stands before
+    them does not depend on ``max_steps``, so a run can be cooled down from any of its checkpoints: resume it with a
+    ``max_steps`` that lies ``cooldown_steps`` ahead. A run that is stopped early is not cooled down.
+
     Override ``scale`` for a schedule of another shape.
 
-    Source: Vaswani et al. 2017, section 5.3.
+    Source: Vaswani et al. 2017, section 5.3; for the cooldown Zhai et al. 2022, "Scaling Vision Transformers".
 
     Args:
         warmup_steps: Optimizer steps until the peak.
         d_model: Width of the model in features: sets the peak to the paper's ``(d_model * warmup_steps) ** -0.5``.
             If left out, the peak is the optimizer's own learning rate.
+        cooldown_steps: Optimizer steps before the trainer's ``max_steps`` in which the rate falls towards zero; the
+            paper has none.
 
     Raises:
-        ValueError: If ``warmup_steps`` or ``d_model`` is below 1.
-        MisconfigurationException: If the module brings a learning rate scheduler of its own.
+        ValueError: If ``warmup_steps`` or ``d_model`` is below 1, or ``cooldown_steps`` below 0.
+        MisconfigurationException: If the module brings a learning rate scheduler of its own, or there is a cooldown and
+            the trainer has no ``max_steps``.
 
     Example:
         >>> warmup = InverseSqrtWarmup(warmup_steps=4000, d_model=512)
@@ -42,13 +51,16 @@ class InverseSqrtWarmup(Callback):
         0.000699 0.25 1.0 0.5
     """
 
-    def __init__(self, warmup_steps: int = 4000, d_model: int | None = None) -> None:
+    def __init__(self, warmup_steps: int = 4000, d_model: int | None = None, cooldown_steps: int = 0) -> None:
         if warmup_steps < 1:
             raise ValueError(f"warmup_steps must be at least 1 optimizer step, got {warmup_steps}")
         if d_model is not None and d_model < 1:
             raise ValueError(f"d_model must be at least 1 feature, got {d_model}")
+        if cooldown_steps < 0:
+            raise ValueError(f"cooldown_steps must be 0 or more optimizer steps, got {cooldown_steps}")
         self.warmup_steps = warmup_steps
         self.d_model = d_model
+        self.cooldown_steps = cooldown_steps
 
     @property
     def peak(self) -> float | None:
@@ -59,13 +71,27 @@ class InverseSqrtWarmup(Callback):
         """The share of the peak that the rate has at an optimizer step, counted from 1."""
         return min(step / self.warmup_steps, math.sqrt(self.warmup_steps / step))
 
+    def cooldown(self, step: int, max_steps: int) -> float:
+        """The share of the rate that a cooldown leaves at an optimizer step, counted from 1, of ``max_steps``.
+
+        Example:
+            >>> warmup = InverseSqrtWarmup(cooldown_steps=3)
+            >>> [warmup.cooldown(step, max_steps=10) for step in (7, 8, 9, 10)]
+            [1.0, 0.75, 0.5, 0.25]
+        """
+        return min(1.0, max(0, max_steps - step + 1) / (self.cooldown_steps + 1)) if self.cooldown_steps else 1.0
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses to run beside another scheduler: the two would overwrite each other's rates."""
+        """Refuses to run beside another scheduler, which would overwrite the rates, or to cool down to no step."""
         if trainer.lr_scheduler_configs:
             other = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise MisconfigurationException(
                 f"{type(self).__name__} sets the learning rate itself and cannot run beside {other}; remove one of "
                 "the two: this callback, or the scheduler that configure_optimizers returns"
+            )
+        if self.cooldown_steps and trainer.max_steps < 1:
+            raise MisconfigurationException(
+                f"cooldown_steps={self.cooldown_steps} counts back from the last step: set the trainer's max_steps"
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,7 +109,8 @@ class InverseSqrtWarmup(Callback):
         self._set_rates(trainer)
 
     def _set_rates(self, trainer: L.Trainer) -> None:
-        share = self.scale(trainer.global_step + 1)
+        step = trainer.global_step + 1
+        share = self.scale(step) * self.cooldown(step, trainer.max_steps)
         for group in _param_groups(trainer):
             if isinstance(group["lr"], Tensor):  # compiled optimizers keep the rate on the device
                 group["lr"].fill_(group["initial_lr"] * share)

@@ -61,6 +61,32 @@ def test_resume_goes_on_with_the_same_rates(tmp_path: Path, d_model: int | None,
     assert first + rest == whole
 
 
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_last_steps_cool_down(accumulate: int) -> None:
+    module = Module(num_groups=2)
+    fit = trainer(InverseSqrtWarmup(4, 16, cooldown_steps=4), max_steps=10, accumulate_grad_batches=accumulate)
+    fit.fit(module, Data())
+    factors = [1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    assert module.rates == pytest.approx([equation_3(n, 16, 4) * factor for n, factor in enumerate(factors, 1)])
+
+
+def test_a_run_is_cooled_down_from_its_checkpoint(tmp_path: Path) -> None:
+    def rates(max_steps: int, cooldown_steps: int, ckpt_path: Path | None = None) -> list[float]:
+        module = Module()
+        fit = trainer(InverseSqrtWarmup(4, 16, cooldown_steps), max_steps=max_steps)
+        fit.fit(module, Data(), ckpt_path=ckpt_path, weights_only=True)
+        fit.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
+        return module.rates
+
+    first = rates(12, cooldown_steps=0)
+    assert first + rates(16, 4, tmp_path / "12.ckpt") == rates(16, 4)
+
+
+def test_a_cooldown_needs_to_know_the_last_step() -> None:
+    with pytest.raises(MisconfigurationException, match=r"cooldown_steps=3 .* set the trainer's max_steps"):
+        trainer(InverseSqrtWarmup(cooldown_steps=3), max_epochs=1).fit(Module(), Data())
+
+
 def test_a_tensor_rate_is_changed_in_place() -> None:
     class Capturable(Module):
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -102,7 +128,10 @@ def test_refuses_a_second_scheduler() -> None:
         trainer(InverseSqrtWarmup(), max_steps=1).fit(Scheduled(), Data())
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0,), "warmup_steps .* got 0"), ((9, 0), "d_model .* got 0")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0,), "warmup_steps .* got 0"), ((9, 0), "d_model .* got 0"), ((9, 9, -1), "cooldown_steps .* got -1")],
+)
 def test_refuses_bad_arguments(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InverseSqrtWarmup(*arguments)
