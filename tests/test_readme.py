@@ -23,13 +23,14 @@ from lit_transformer import (
     Transformer,
     Translator,
     attention_command,
-    commands,
+    average_command,
     compare,
     curves,
     exchange_commands,
     metrics,
     nn,
     quickstart,
+    translate_command,
 )
 from lit_transformer.cli import COMMANDS
 from lit_transformer.data import batching
@@ -83,7 +84,7 @@ def test_there_are_blocks_of_every_kind() -> None:
     assert {shlex.split(call)[0] for call in CALLS} >= {"quickstart", "fit", "test", "translate"}
 
 
-OTHER_PARSERS = {
+PARSERS = {
     "attention": attention_command.attention_parser,
     "quickstart": quickstart.quickstart_parser,
     "curves": curves.curves_parser,
@@ -92,6 +93,8 @@ OTHER_PARSERS = {
     "import": exchange_commands.import_parser,
     "serve": serving_commands.serve_parser,
     "push": exchange_commands.push_parser,
+    "translate": translate_command.translate_parser,
+    "average": average_command.average_parser,
 }
 
 
@@ -99,10 +102,8 @@ OTHER_PARSERS = {
 def test_every_command_parses(call: str, workplace: Path) -> None:
     name, *options = shlex.split(call)
     assert name in COMMANDS
-    if name in commands.COMMANDS:
-        commands.COMMANDS[name][0]().parse_args(options)
-    elif name in OTHER_PARSERS:
-        OTHER_PARSERS[name]().parse_args(options)
+    if name in PARSERS:
+        PARSERS[name]().parse_args(options)
     else:
         finished = lit(name, *options, "--print_config")
         assert finished.status == 0, finished.err
@@ -112,7 +113,11 @@ def test_every_command_parses(call: str, workplace: Path) -> None:
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_option_of_the_text_is_accepted(options: str, workplace: Path) -> None:
     name, *values = shlex.split(options)
-    for parser in (commands.translate_parser(), serving_commands.serve_parser(), attention_command.attention_parser()):
+    for parser in (
+        translate_command.translate_parser(),
+        serving_commands.serve_parser(),
+        attention_command.attention_parser(),
+    ):
         action = parser._option_string_actions.get(name)
         if action is not None and values:
             parser.parse_args(["runs/tiny", name, *values])
