@@ -58,8 +58,12 @@ def _read(file: Path, curves: dict[str, Curve], is_given: bool) -> None:
         names = table.fieldnames or ()
         if "step" not in names:
             raise InputError(f"{file} is no table of metrics: it has no column named step")
-        if is_given or any(name.startswith("train/") for name in names):
-            for row in table:
+        rows = list(table)
+        is_training = any(name.startswith("train/") for name in names) or any(
+            row["step"] not in ("", "0") for row in rows
+        )
+        if is_given or is_training:  # scoring a run logs everything at step 0
+            for row in rows:
                 _add(curves, row, file)
 
 

@@ -114,6 +114,9 @@ def _from_checkpoint(path: Path) -> Model:
 def _from_folder(folder: Path) -> Model:
     files = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)
     missing = next((name for name in files if not (folder / name).is_file()), None)
+    other = _other_format(folder)
+    if other is not None:
+        raise CheckpointError(f"{folder} holds {other}")
     if missing is not None:
         raise CheckpointError(f"{folder} is not a complete model folder: it has no {missing}; export it again")
     with _naming(folder):
@@ -125,6 +128,21 @@ def _from_folder(folder: Path) -> Model:
         tokenizer = SubwordTokenizer.load(folder / TOKENIZER_FILE)
         safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
     return network, tokenizer
+
+
+def _other_format(folder: Path) -> str | None:
+    """What a folder holds that was written for somebody else, and what to do with it; None if it may be ours."""
+    if any(folder.glob("*.onnx")) or any(folder.glob("*.pt2")):
+        return "an export for other runtimes, which cannot be read back: take the checkpoint that it was made from"
+    if (folder / "model.bin").is_file() and any(folder.glob("*vocabulary.*")):
+        return "a model of CTranslate2, which only that engine reads: add --engine ctranslate2"
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if isinstance(config, dict) and "model_type" in config and "class_path" not in config:
+        return f"a Hugging Face model of type {config['model_type']}: read it with lit-transformer import first"
+    return None
 
 
 def _stored_tokenizer(content: dict[str, Any]) -> dict[str, Any] | None:

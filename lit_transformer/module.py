@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric
 from lit_transformer.adam import fuse_on_cpu
 from lit_transformer.adam import paper_adam as paper_adam
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.errors import InputError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.nn import Transformer
@@ -235,6 +236,20 @@ class LitTransformer(L.LightningModule):
         if speed is not None:
             speed *= trainer.world_size
             self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
+
+    def on_fit_start(self) -> None:
+        """Refuses to train with a tokenizer of another size than the network, where both say theirs.
+
+        Raises:
+            InputError: If they differ.
+        """
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        for name in ("vocab_size", "src_vocab_size"):
+            ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
+            if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
+                raise InputError(
+                    f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree"
+                )
 
     def on_train_start(self) -> None:
         """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""

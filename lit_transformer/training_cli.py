@@ -14,7 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lit_transformer.callbacks import BLEUEvaluation, TranslationWriter
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.stopping import StopTogether
-from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
+from lit_transformer.checkpoints import CheckpointError, checkpoints_in, newest_checkpoint, read_checkpoint
 from lit_transformer.data import TranslationDataModule
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -166,7 +166,13 @@ class TranslationCLI(LightningCLI):
         given = config.get("ckpt_path") or ("last" if subcommand != "fit" else None)
         if given is None:
             return
-        path = newest_checkpoint(self._root) if given == "last" else Path(given)
+        path = self._root if given == "last" else Path(given)
+        if path.is_dir() and (path / "model.safetensors").is_file():
+            raise CheckpointError(
+                f"{path} is an exported folder, but {subcommand} needs a checkpoint that fit wrote; translate takes "
+                "such a folder, and fit begins with it by --init_from"
+            )
+        path = newest_checkpoint(path) if given == "last" or path.is_dir() else path
         content = read_checkpoint(path)
         stored = content.get("hyper_parameters", {}).get("network")
         config.ckpt_path = str(path)
@@ -218,8 +224,8 @@ class TranslationCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         own = config.callbacks or []
         own = list(own) if isinstance(own, list) else [own]
-        config.callbacks = [*self._default_callbacks(own), *own, *self._watchers()]
-        if config.logger in (None, True):
+        config.callbacks = [*self._default_callbacks(own), *own, *self._watchers(own)]
+        if config.logger in (None, True) and not config.barebones:
             config.logger = CSVLogger(self._root, name="logs")
         trainer = self._instantiate_trainer({**config, **kwargs}, [])
         averages = [type(callback).__name__ for callback in own if isinstance(callback, WeightAveraging)]
@@ -237,6 +243,9 @@ class TranslationCLI(LightningCLI):
             for key, kind in CALLBACKS.items()
             if str(self.subcommand) in USED_BY[key] and not any(isinstance(callback, _rivals(kind)) for callback in own)
         ]
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.enable_checkpointing is False or trainer.barebones:
+            chosen = [callback for callback in chosen if not isinstance(callback, ModelCheckpoint)]
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self._root / "checkpoints").absolute())
@@ -244,10 +253,14 @@ class TranslationCLI(LightningCLI):
                 callback.output_path = Path(str(callback.output_path).replace("{run}", str(self._root)))
         return chosen
 
-    def _watchers(self) -> list[Callback]:
+    def _watchers(self, own: list[Callback]) -> list[Callback]:
         """Those that only look, and so come after whatever sets the learning rate."""
-        watchers: list[Callback] = [LearningRateMonitor("step"), StopTogether()] if self.subcommand == "fit" else []
-        if self._get(self.config_init, "trainer").enable_progress_bar is not False:
+        trainer = self._get(self.config_init, "trainer")
+        watchers: list[Callback] = [StopTogether()] if self.subcommand == "fit" else []
+        if self.subcommand == "fit" and trainer.logger not in (False, []) and not trainer.barebones:
+            watchers.insert(0, LearningRateMonitor("step"))
+        has_bar = any(isinstance(callback, ProgressBar) for callback in own)
+        if trainer.enable_progress_bar is not False and not trainer.barebones and not has_bar:
             watchers.append(TrainingProgress())
         return watchers
 
@@ -280,6 +293,8 @@ class TranslationCLI(LightningCLI):
             )
         shutil.rmtree(folder)
         shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
+        for name in ("test.hyp.txt", "test.ref.txt", "test.scores.json", "predictions.txt"):  # of the earlier network
+            (self._root / name).unlink(missing_ok=True)
 
     def before_validate(self) -> None:
         """Looks at the text first."""
@@ -326,14 +341,23 @@ class TranslationCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Says where everything is and what comes next."""
-        if self.trainer.is_global_zero and not self._get(self.config, "trainer").fast_dev_run:
+        if not self.trainer.is_global_zero or self._get(self.config, "trainer").fast_dev_run:
+            return
+        left = [name for name in ("config.yaml", "checkpoints", "logs") if (self._root / name).exists()]
+        logger.info("\nThe run is in %s: %s.", self._root, ", ".join(left))
+        if "checkpoints" in left:
             logger.info(
-                "\nThe run is in %s: config.yaml, checkpoints, logs.\nScore it:   lit-transformer test --config %s\n"
-                "Translate:  lit-transformer translate %s 'a sentence'",
-                self._root,
+                "Score it:   lit-transformer test --config %s%s\nTranslate:  lit-transformer translate %s 'a sentence'",
                 self._root / "config.yaml",
+                self._fewer_to_average(),
                 self._root,
             )
+
+    def _fewer_to_average(self) -> str:
+        """The option that test needs where a short run left fewer checkpoints than it averages, or nothing."""
+        averaging = self._get(self.config, "averaging")
+        there = len({one.step for one in checkpoints_in(self._root / "checkpoints") if not one.is_average})
+        return f" --averaging.num_checkpoints {there}" if 0 < there < averaging.num_checkpoints else ""
 
 
 def _rivals(kind: type[Callback]) -> type[Callback]:
@@ -353,6 +377,10 @@ def run(arguments: list[str]) -> None:
         TranslationCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith("Early stopping conditioned on metric"):
+            raise
+        raise InputError(plain_message(str(error))) from error
     except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
         logger.info("stopped by SIGTERM; continue with --ckpt_path last")
         sys.exit(128 + signal.SIGTERM)

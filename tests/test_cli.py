@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -366,3 +367,60 @@ def test_bfloat16_on_a_cpu_that_has_none_is_not_a_silent_loss(
     monkeypatch.setattr("lit_transformer.training_cli.has_fast_bfloat16", lambda: False)
     finished = succeed("fit", "--config=tiny.yaml", "--trainer.max_steps=1", f"--trainer.precision={precision}")
     assert ("--trainer.precision 32-true trains many times as fast" in finished.err) is is_said
+
+
+@pytest.mark.parametrize("switch", ["logger", "enable_checkpointing", "enable_progress_bar"])
+def test_what_is_switched_off_takes_its_callback_along(project: Path, switch: str) -> None:
+    finished = succeed("fit", "--config", "tiny.yaml", f"--trainer.{switch}=false")
+    assert (project / "run" / "logs").exists() == (switch != "logger")
+    assert (project / "run" / "checkpoints").exists() == (switch != "enable_checkpointing")
+    there = [name for name in ("config.yaml", "checkpoints", "logs") if (project / "run" / name).exists()]
+    assert f"The run is in run: {', '.join(there)}." in finished.err
+    assert ("lit-transformer test" in finished.err) == ("checkpoints" in there)
+
+
+def test_a_progress_bar_of_ones_own_replaces_ours(project: Path) -> None:
+    succeed("fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=true", "--trainer.callbacks=TQDMProgressBar")
+
+
+def test_the_command_after_a_short_run_averages_what_there_is(project: Path) -> None:
+    finished = succeed("fit", "--config", "tiny.yaml", "--trainer.max_steps=3", "--averaging.num_checkpoints=4")
+    (command,) = re.findall(r"lit-transformer (test .*)", finished.err)
+    assert command == "test --config run/config.yaml --averaging.num_checkpoints 1"
+    succeed(*command.split())
+    refused = lit("test", "--config", "run/config.yaml")
+    assert refused.status == 1
+    assert "4 checkpoints should be averaged" in refused.err
+    assert "--averaging.num_checkpoints" in refused.err
+
+
+def test_overwrite_leaves_no_score_of_the_earlier_network(project: Path) -> None:
+    succeed("fit", "--config", "tiny.yaml")
+    succeed("test", "--config", "run/config.yaml")
+    assert list((project / "run").glob("test.*"))
+    succeed("fit", "--config", "tiny.yaml", "--overwrite", "true")
+    assert not list((project / "run").glob("test.*"))
+
+
+def test_a_score_that_early_stopping_does_not_find_is_one_sentence(project: Path) -> None:
+    options = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/blue"]
+    finished = lit("fit", "--config", "tiny.yaml", *options)
+    assert finished.status == 1
+    assert "Early stopping conditioned on metric `val/blue` which is not available" in finished.err
+    assert "Traceback" not in finished.err
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(
+    journey: Journey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(journey.folder)
+    finished = succeed("validate", "--config", "run/config.yaml", "--ckpt_path", "run")
+    by_name = succeed("validate", "--config", "run/config.yaml", "--ckpt_path", f"run/checkpoints/{LAST}")
+    assert re.findall(r"val/bleu.*", finished.err + finished.out) == re.findall(
+        r"val/bleu.*", by_name.err + by_name.out
+    )
+    succeed("export", "run", "exported")
+    for command in ("test", "fit"):
+        refused = lit(command, "--config", "run/config.yaml", "--ckpt_path", "exported")
+        assert refused.status == 1
+        assert "exported is an exported folder" in refused.err

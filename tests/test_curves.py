@@ -130,3 +130,10 @@ def test_an_unknown_kind_of_picture_is_one_sentence(run: Path, tmp_path: Path) -
 def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(InputError, match="nothing to draw: a"):
         plot_curves({"a": {"lr-Adam": {1: 0.1}}})
+
+
+def test_a_training_that_logged_scores_only_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/bleu\n0,14,3.5\n0,29,7.5\n")
+    (tmp_path / "version_1").mkdir()
+    (tmp_path / "version_1" / "metrics.csv").write_text("epoch,step,val/bleu\n0,0,9.5\n")  # of validate
+    assert read_curves(tmp_path) == {"val/bleu": {15: 3.5, 30: 7.5}}

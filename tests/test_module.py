@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 
 from lit_transformer import module as module_file
 from lit_transformer import speed
+from lit_transformer.data import TeachingCorpus, TranslationDataModule
 from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.errors import InputError
 from lit_transformer.interfaces import SentencePair, TranslationBatch, TranslationNetwork
 from lit_transformer.metrics import CorpusBLEU
 from lit_transformer.module import LitTransformer
@@ -761,3 +763,15 @@ def test_it_learns_twenty_sentences_by_heart() -> None:
     bleu = CorpusBLEU()
     bleu.update(Translator(module.network, tokenizer)([src for src, _ in PAIRS]), [tgt for _, tgt in PAIRS])
     assert bleu.compute() > 95
+
+
+@pytest.mark.parametrize(("ours", "name"), [({"vocab_size": 500}, "vocab_size=500"), ({"vocab_size": 700}, "=700")])
+def test_a_network_of_another_vocabulary_than_the_data_is_refused(
+    ours: dict[str, int], name: str, own_folder: None
+) -> None:
+    corpus = TeachingCorpus("validation", max_rows=50)
+    data = TranslationDataModule(train=corpus, val=corpus, vocab_size=600, max_tokens=512)
+    network = Transformer(num_layers=1, d_model=8, d_ff=16, num_heads=2, **ours)
+    trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(InputError, match=rf"the network has .*{name}, but the tokenizer of the data 600"):
+        trainer.fit(LitTransformer(network), data)

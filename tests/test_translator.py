@@ -567,3 +567,19 @@ def test_bfloat16_on_a_cpu_that_has_none_is_told_once(
     translator.network.register_forward_hook(lambda *_: None)  # which cannot be prepared
     translator(["a b"])
     assert [record.getMessage()[:39] for record in caplog.records] == ["torch has no fast bfloat16 on this CPU:"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"config.json": '{"model_type": "marian"}', "model.safetensors": ""}, "lit-transformer import first"),
+        ({"config.json": "{}", "model.bin": "", "shared_vocabulary.json": "[]"}, "add --engine ctranslate2"),
+        ({"config.json": "{}", "encoder.onnx": ""}, "cannot be read back"),
+    ],
+    ids=["huggingface", "ctranslate2", "onnx"],
+)
+def test_a_folder_for_others_says_what_it_is(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(CheckpointError, match=words):
+        Translator.from_pretrained(tmp_path)

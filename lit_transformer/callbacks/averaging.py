@@ -100,9 +100,10 @@ def last_checkpoints(path: str | os.PathLike[str], count: int) -> list[Path]:
             by_step[one.step] = one.path
     if len(by_step) < count:
         raise InputError(
-            f"{count} checkpoints should be averaged, but {folder} holds {len(by_step)} up to {given.name} "
-            f"(steps {', '.join(map(str, sorted(by_step))) or 'none'}); keep more with ModelCheckpoint(save_top_k=...) "
-            "or average fewer"
+            f"{count} checkpoints should be averaged, but {folder} holds {len(by_step)}"
+            f"{'' if given.is_dir() else f' up to {given.name}'} (steps "
+            f"{', '.join(map(str, sorted(by_step))) or 'none'}); average fewer with --averaging.num_checkpoints (of "
+            "the command average: --last), or let training keep more with --checkpoint.save_top_k"
         )
     return [by_step[step] for step in sorted(by_step)[-count:]]
 

@@ -121,7 +121,7 @@ class TranslationDataModule(L.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer test sentences than processes
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        self.corpora = {part: _listed(corpora) for part, corpora in given.items()}
+        self.corpora = {part: _listed(part, corpora) for part, corpora in given.items()}
         self.tokenizer_max_pairs = tokenizer_max_pairs
         self.max_tokens, self.eval_max_tokens = max_tokens, eval_max_tokens
         self.limits = LengthLimits(max_length, max_length_ratio)
@@ -363,7 +363,14 @@ class TranslationDataModule(L.LightningDataModule):
         check_stream(self._stream_settings(), saved)
 
 
-def _listed(corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:
+def _listed(part: str, corpora: list[ParallelCorpus] | ParallelCorpus | None) -> list[ParallelCorpus]:
     if corpora is None:
         return []
-    return [corpora] if isinstance(corpora, ParallelCorpus) else list(corpora)
+    found = list(corpora) if isinstance(corpora, (list, tuple)) else [corpora]
+    for one in found:
+        if not isinstance(one, ParallelCorpus):
+            raise TypeError(
+                f"{part} must be a ParallelCorpus or a list of them, got {type(one).__name__}; text in memory becomes "
+                "one by a subclass that overrides open, or by writing it to a parquet file"
+            )
+    return found

@@ -108,7 +108,7 @@ def test_the_folder_of_a_run_is_looked_into(tmp_path: Path) -> None:
     paths = [save(tmp_path / "checkpoints" / f"{step}.ckpt", step) for step in (1, 2, 3)]
     assert last_checkpoints(tmp_path, 2) == paths[1:]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"1 checkpoints .*empty holds 0 .* \(steps none\)"):
+    with pytest.raises(InputError, match=r"1 checkpoints .*empty holds 0 \(steps none\)"):
         last_checkpoints(tmp_path / "empty", 1)
 
 

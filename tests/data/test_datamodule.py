@@ -648,3 +648,9 @@ def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes, is_ca
         alone.fit(module := Tiny(), data, ckpt_path=tmp_path / f"two/step={step}.ckpt")
         before = [tuple(ids) for rank in (first, second) for ids in itertools.chain(*rank["steps_seen"][:step])]
         assert sorted(before + module.seen) == sorted(seen)
+
+
+@pytest.mark.parametrize("given", [[("a", "b")], {"en": ["a"]}, "train.en"], ids=["pairs", "columns", "name"])
+def test_what_is_no_corpus_is_told(given: object) -> None:
+    with pytest.raises(TypeError, match=r"train must be a ParallelCorpus or a list of them, got (tuple|dict|str)"):
+        TranslationDataModule(train=given)  # type: ignore[arg-type]
