@@ -62,7 +62,7 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
     "checkpoint": "Lightning's ModelCheckpoint, which writes checkpoints; the last step always gets one",
     "trainer": "Lightning's Trainer, which decides how long and on what hardware",
 }
-CKPT_PATH_HELP = "Checkpoint: a .ckpt file, or last for the newest in the folder of the run"
+CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last for that of the run"
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
 

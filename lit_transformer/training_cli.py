@@ -21,7 +21,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.callbacks import BLEUEvaluation, TranslationWriter
+from lit_transformer.callbacks.averaging import by_step
 from lit_transformer.callbacks.progress import TrainingProgress
+from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import CheckpointError, checkpoints_in, newest_checkpoint, read_checkpoint
 from lit_transformer.data import TranslationDataModule
@@ -35,6 +37,7 @@ from lit_transformer.defaults import (
 )
 from lit_transformer.interfaces import InputError
 from lit_transformer.kernels import has_fast_bfloat16
+from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
@@ -167,7 +170,7 @@ class TranslationCLI(LightningCLI):
         if given is None:
             return
         path = self._root if given == "last" else Path(given)
-        if path.is_dir() and (path / "model.safetensors").is_file():
+        if path.is_dir() and (path / WEIGHTS_FILE).is_file():
             raise CheckpointError(
                 f"{path} is an exported folder, but {subcommand} needs a checkpoint that fit wrote; translate takes "
                 "such a folder, and fit begins with it by --init_from"
@@ -224,7 +227,7 @@ class TranslationCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         own = config.callbacks or []
         own = list(own) if isinstance(own, list) else [own]
-        config.callbacks = [*self._default_callbacks(own), *own, *self._watchers(own)]
+        config.callbacks = [*self._default_callbacks(config, own), *own, *self._watchers(config, own)]
         if config.logger in (None, True) and not config.barebones:
             config.logger = CSVLogger(self._root, name="logs")
         trainer = self._instantiate_trainer({**config, **kwargs}, [])
@@ -236,31 +239,34 @@ class TranslationCLI(LightningCLI):
             )
         return trainer
 
-    def _default_callbacks(self, own: list[Callback]) -> list[Callback]:
+    def _default_callbacks(self, config: Any, own: list[Callback]) -> list[Callback]:
         """Those that the subcommand needs and the user has not replaced by one of the same kind."""
         chosen = [
             self._get(self.config_init, key)
             for key, kind in CALLBACKS.items()
             if str(self.subcommand) in USED_BY[key] and not any(isinstance(callback, _rivals(kind)) for callback in own)
         ]
-        trainer = self._get(self.config_init, "trainer")
-        if trainer.enable_checkpointing is False or trainer.barebones:
+        if config.enable_checkpointing is False or config.barebones:
             chosen = [callback for callback in chosen if not isinstance(callback, ModelCheckpoint)]
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self._root / "checkpoints").absolute())
             if isinstance(callback, (TranslationWriter, BLEUEvaluation)) and callback.output_path is not None:
-                callback.output_path = Path(str(callback.output_path).replace("{run}", str(self._root)))
+                callback.output_path = self._in_run(callback.output_path)
         return chosen
 
-    def _watchers(self, own: list[Callback]) -> list[Callback]:
+    def _in_run(self, path: str | Path) -> Path:
+        """A path of the configuration, in which {run} is the folder of the run."""
+        return Path(str(path).replace("{run}", str(self._root)))
+
+    def _watchers(self, config: Any, own: list[Callback]) -> list[Callback]:
         """Those that only look, and so come after whatever sets the learning rate."""
-        trainer = self._get(self.config_init, "trainer")
-        watchers: list[Callback] = [StopTogether()] if self.subcommand == "fit" else []
-        if self.subcommand == "fit" and trainer.logger not in (False, []) and not trainer.barebones:
-            watchers.insert(0, LearningRateMonitor("step"))
-        has_bar = any(isinstance(callback, ProgressBar) for callback in own)
-        if trainer.enable_progress_bar is not False and not trainer.barebones and not has_bar:
+        watchers: list[Callback] = []
+        if self.subcommand == "fit":
+            has_logger = config.logger not in (False, []) and not config.barebones
+            watchers += [LearningRateMonitor("step"), StopTogether()] if has_logger else [StopTogether()]
+        has_bar = config.enable_progress_bar is not False and not config.barebones
+        if has_bar and not any(isinstance(callback, ProgressBar) for callback in own):
             watchers.append(TrainingProgress())
         return watchers
 
@@ -293,8 +299,9 @@ class TranslationCLI(LightningCLI):
             )
         shutil.rmtree(folder)
         shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
-        for name in ("test.hyp.txt", "test.ref.txt", "test.scores.json", "predictions.txt"):  # of the earlier network
-            (self._root / name).unlink(missing_ok=True)
+        scored, predicted = (self._in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"])) for key in ("bleu", "writer"))
+        for path in (*ScoreFiles.beside(scored), predicted):  # of the earlier network
+            path.unlink(missing_ok=True)
 
     def before_validate(self) -> None:
         """Looks at the text first."""
@@ -356,7 +363,7 @@ class TranslationCLI(LightningCLI):
     def _fewer_to_average(self) -> str:
         """The option that test needs where a short run left fewer checkpoints than it averages, or nothing."""
         averaging = self._get(self.config, "averaging")
-        there = len({one.step for one in checkpoints_in(self._root / "checkpoints") if not one.is_average})
+        there = len(by_step(checkpoints_in(self._root / "checkpoints")))
         return f" --averaging.num_checkpoints {there}" if 0 < there < averaging.num_checkpoints else ""
 
 

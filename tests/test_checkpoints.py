@@ -199,7 +199,7 @@ def test_undrawn_weights_let_truncated_normals_end_whatever_was_in_memory() -> N
     weight = torch.nn.Parameter(torch.full((1000,), 1e30))
     with UndrawnWeights():
         torch.nn.init.trunc_normal_(weight)
-    assert not (weight.abs() > 2).any()  # older versions of torch leave no number there
+    assert weight.abs().max() <= 2 or weight.isnan().all()  # torch 2.8 leaves no number there
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_transformer.checkpoints import checkpoints_in, read_checkpoint, replacing
+from lit_transformer.checkpoints import Checkpoint, checkpoints_in, read_checkpoint, replacing
 from lit_transformer.interfaces import InputError
 from lit_transformer.sharding import load_whole_weights
 
@@ -94,18 +94,24 @@ def last_checkpoints(path: str | os.PathLike[str], count: int) -> list[Path]:
     else:
         folder, limit = given.parent, read_checkpoint(given)["global_step"]
         found = [one for one in checkpoints_in(folder) if one.path.parent == folder and one.step <= limit]
-    by_step: dict[int, Path] = {}
-    for one in found:  # of one step the last wins, or the one that was given
-        if not one.is_average and by_step.get(one.step) != given:
-            by_step[one.step] = one.path
-    if len(by_step) < count:
+    steps = by_step(found, given)
+    if len(steps) < count:
         raise InputError(
-            f"{count} checkpoints should be averaged, but {folder} holds {len(by_step)}"
+            f"{count} checkpoints should be averaged, but {folder} holds {len(steps)}"
             f"{'' if given.is_dir() else f' up to {given.name}'} (steps "
-            f"{', '.join(map(str, sorted(by_step))) or 'none'}); average fewer with --averaging.num_checkpoints (of "
+            f"{', '.join(map(str, sorted(steps))) or 'none'}); average fewer with --averaging.num_checkpoints (of "
             "the command average: --last), or let training keep more with --checkpoint.save_top_k"
         )
-    return [by_step[step] for step in sorted(by_step)[-count:]]
+    return [steps[step] for step in sorted(steps)[-count:]]
+
+
+def by_step(found: Iterable[Checkpoint], given: Path | None = None) -> dict[int, Path]:
+    """The checkpoints that count for an average, by step: of one step the last, or the one that was given."""
+    chosen: dict[int, Path] = {}
+    for one in found:
+        if not one.is_average and (given is None or chosen.get(one.step) != given):
+            chosen[one.step] = one.path
+    return chosen
 
 
 def write_averaged_checkpoint(paths: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]) -> None:
