@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_transformer.callbacks import InverseSqrtWarmup as InverseSqrtWarmup
     from lit_transformer.callbacks import MovingAverage as MovingAverage
     from lit_transformer.callbacks import TranslationWriter as TranslationWriter
+    from lit_transformer.data import MemoryCorpus as MemoryCorpus
     from lit_transformer.data import ParallelCorpus as ParallelCorpus
     from lit_transformer.data import SubwordTokenizer as SubwordTokenizer
     from lit_transformer.data import TeachingCorpus as TeachingCorpus
@@ -52,6 +53,7 @@ _HOMES = {
     "Hypothesis": "interfaces",
     "InverseSqrtWarmup": "callbacks",
     "LitTransformer": "module",
+    "MemoryCorpus": "data",
     "MosesBLEU": "metrics",
     "MovingAverage": "callbacks",
     "ParallelCorpus": "data",

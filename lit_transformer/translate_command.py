@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def translate_parser() -> argparse.ArgumentParser:
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
         "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
-        "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n\n"
+        "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n"
+        "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed.\n\n"
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
         "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1\n"
@@ -189,11 +191,17 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
 
 
 def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
-    """The lines of a file or of standard input, cut at line feeds only."""
+    """The lines of a file, plain or compressed, or of standard input, cut at line feeds only."""
     if name == "-":
         if sys.stdin.isatty():
             logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
         return _decoded(sys.stdin.buffer, "standard input")
+    from lit_transformer.data.textfiles import COMPRESSED, LineReader
+
+    if name.endswith(COMPRESSED):
+        reader = LineReader(name)
+        stack.callback(reader.close)
+        return chain.from_iterable(iter(partial(reader.take, 100), []))
     try:
         return _decoded(stack.enter_context(open(name, "rb")), name)
     except OSError as error:
@@ -213,17 +221,14 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
 def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
     """Standard output, or a file that appears only when it is complete."""
     from lit_transformer.checkpoints import replacing
+    from lit_transformer.data.textfiles import compressing
 
     if name == "-":
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
         return
-    with (
-        writing(name, option),
-        replacing(Path(name)) as partial,
-        partial.open("w", encoding="utf-8", newline="\n") as file,
-    ):
+    with writing(name, option), replacing(Path(name)) as unfinished, compressing(unfinished, Path(name).suffix) as file:
         yield file
 
 
@@ -254,8 +259,14 @@ def _number_of_lines(options: argparse.Namespace) -> int | None:
     """How many lines the input file has, read once from front to end; None if it is no file."""
     if options.text or not Path(options.input).is_file():
         return None
-    with open(options.input, "rb") as file:
-        return sum(1 for _ in file)
+    from lit_transformer.data.textfiles import LineReader
+
+    reader = LineReader(options.input)
+    try:
+        reader.skip(sys.maxsize)
+        return reader.line
+    finally:
+        reader.close()
 
 
 def run(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """The commands around a trained model: what they read and write, and what they say and leave behind when they fail."""
 
 import contextlib
+import gzip
 import io
 import logging
 import os
@@ -75,6 +76,24 @@ def test_lines_of_standard_input_and_of_a_file(tiny_run: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("ending", "library"), [(".gz", "gzip"), (".xz", "lzma"), (".bz2", "bz2"), (".zst", "zstandard")]
+)
+def test_compressed_files_are_read_and_written(tiny_run: Path, tmp_path: Path, ending: str, library: str) -> None:
+    codec = pytest.importorskip(library)
+    with codec.open(tmp_path / f"in{ending}", "wt", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in LINES)
+    for name in (f"one{ending}", f"two{ending}"):
+        finished = translate(tiny_run, "--input", tmp_path / f"in{ending}", "--output", tmp_path / name)
+        assert finished.out == ""
+    with codec.open(tmp_path / f"one{ending}", "rt", encoding="utf-8", newline="\n") as file:
+        assert file.read() == "".join(f"{line}\n" for line in expected(tiny_run, LINES))
+    assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes()
+    (tmp_path / f"bad{ending}").write_bytes((tmp_path / f"in{ending}").read_bytes()[:-6])
+    finished = translate(tiny_run, "--input", tmp_path / f"bad{ending}", status=1)
+    assert_one_sentence(finished, f"{tmp_path / 'bad'}{ending} is broken after line", "cut off")
+
+
+@pytest.mark.parametrize(
     ("content", "lines"),
     [
         (b"", []),
@@ -130,12 +149,16 @@ def test_a_person_at_the_keyboard_is_told_how_to_end(
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
-@pytest.mark.parametrize(("source", "words"), [("file", "10 of 10 lines translated"), ("-", "10 lines translated")])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("file", "10 of 10 lines translated"), ("file.gz", "10 of 10 lines translated"), ("-", "10 lines translated")],
+)
 def test_a_person_watching_sees_how_far_it_is(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
 ) -> None:
     lines = "".join(f"{line}\n" for line in LINES).encode()
     (tmp_path / "file").write_bytes(lines)
+    (tmp_path / "file.gz").write_bytes(gzip.compress(lines))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
@@ -244,6 +267,7 @@ def test_bad_files_are_named(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, words in (
         (["--input", tmp_path / "gone"], "gone cannot be read: No such file"),
+        (["--input", tmp_path / "gone.gz"], "gone.gz: No such file"),
         (["--input", tmp_path], "cannot be read: Is a directory"),
         (["one", "--output", tmp_path], "cannot be written: Is a directory"),
         (["one", "--output", tmp_path / "file" / "out"], "out cannot be written: "),

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
-from lit_transformer.data.corpus import ParallelCorpus, TeachingCorpus
+from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.filters import BadRowError, PairFilter
+from lit_transformer.data.memory import MemoryCorpus, TeachingCorpus
 from lit_transformer.data.textfiles import CorpusError
 from lit_transformer.data.tokenizer import SubwordTokenizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "BadRowError",
     "CorpusError",
     "LengthLimits",
+    "MemoryCorpus",
     "PairFilter",
     "ParallelCorpus",
     "SubwordTokenizer",

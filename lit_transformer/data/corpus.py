@@ -1,4 +1,4 @@
-"""Parallel text from anywhere as one kind of object: Hub datasets, own files, or text inside the package."""
+"""Parallel text from anywhere as one kind of object: Hub datasets or own files, read row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from lit_transformer.data.filters import BadRowError, PairFilter
 from lit_transformer.data.network import is_address, persistent
@@ -23,11 +23,12 @@ from lit_transformer.data.textfiles import (
     TextFiles,
     expand,
     find_aligned,
+    plain_or_compressed,
 )
 from lit_transformer.interfaces import SentencePair
 from lit_transformer.vocabulary import check_tag
 
-__all__ = ["CorpusError", "ParallelCorpus", "TeachingCorpus"]
+__all__ = ["CorpusError", "ParallelCorpus"]
 
 CHUNK_ROWS = 1000  # rows read at once
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
@@ -69,7 +70,8 @@ class ParallelCorpus:
         tgt: The same of the target side; None for text without translations.
         name: Configuration of a Hub dataset, such as ``de-en``.
         split: Part of the dataset, such as ``train`` or ``validation``.
-        src_path: A text file with one source sentence in each line, instead of ``path``.
+        src_path: A text file with one source sentence in each line, instead of ``path``; plain or compressed, whose
+            ending may be left out.
         tgt_path: The text file with their translations, line by line.
         max_rows: Read only so many rows; None reads all.
         filter: Which pairs training leaves out of this corpus, such as ``{max_words: 100}``; None leaves out none.
@@ -236,8 +238,10 @@ class ParallelCorpus:
             CorpusError: If there is no such file.
         """
         if self.src_path is not None:
-            tgt = None if self.tgt is None or self.tgt_path is None else (self.tgt, expand(self.tgt_path))
-            return TextFiles((self.src, expand(self.src_path)), tgt)
+            src, tgt = plain_or_compressed(expand(self.src_path)), None
+            if self.tgt is not None and self.tgt_path is not None:
+                tgt = self.tgt, plain_or_compressed(expand(self.tgt_path))
+            return TextFiles((self.src, src), tgt)
         path = expand(str(self.path))
         aligned = find_aligned(path, self.src, self.tgt)
         if aligned is None and os.path.isdir(path):
@@ -284,52 +288,3 @@ class ParallelCorpus:
             message = f"column {column!r} of {self} holds {type(value).__name__}, expected text: {value!r:.60}"
             raise BadRowError(message, "not text")
         return value or ""
-
-
-class TeachingCorpus(ParallelCorpus):
-    """English sentences with Korean translations that are made by a small grammar inside the package.
-
-    It needs no files and no network. Scores on it prove that the machinery works, not that it translates well.
-
-    Args:
-        split: ``train``, ``validation`` or ``test``; test sentences are combinations that training never shows.
-        style: ``plain`` (나는 고양이를 좋아해) or ``polite`` (저는 고양이를 좋아해요).
-        max_rows: Read only so many pairs; None reads all.
-    """
-
-    def __init__(
-        self,
-        split: Literal["train", "validation", "test"] = "train",
-        style: Literal["plain", "polite"] = "plain",
-        max_rows: int | None = None,
-    ) -> None:
-        super().__init__(f"teaching text, {style}", "en", "ko", split=split, max_rows=max_rows)
-        self._choice = split, style
-
-    def open(self) -> Source:
-        """Makes the sentences of this split."""
-        from lit_transformer.data.teaching import teaching_pairs
-
-        pairs = teaching_pairs(*self._choice)
-        return _Rows([{"en": pair.src, "ko": pair.tgt} for pair in pairs])
-
-
-class _Rows:
-    """Rows kept in memory."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self._all = rows
-
-    def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
-        for start in range(state["row"] if state else 0, len(self._all), size):
-            chunk = self._all[start : start + size]
-            yield chunk, {"row": start + len(chunk)}
-
-    def lane(self, lane: int, num_lanes: int) -> None:
-        return None
-
-    def fingerprint(self) -> list[Any]:
-        return [hashlib.sha256(json.dumps(self._all).encode()).hexdigest()]
-
-    def approximate_rows(self) -> int:
-        return len(self._all)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 from math import gcd
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -30,7 +30,7 @@ from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.stream import TrainingBatches
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.data.tokenizer_choice import TokenizerChoice
-from lit_transformer.interfaces import SentencePair
+from lit_transformer.interfaces import SentencePair, TranslationBatch
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class TranslationDataModule(L.LightningDataModule):
     Every process makes the same steps on its own share, and validation, test and prediction see each sentence once.
 
     The tokenizer is made from the training text if there is no file yet, and goes into every checkpoint.
+
+    In a training loop of your own, on one process, call ``prepare_data()`` and ``setup("fit")``, then iterate over
+    ``train_dataloader()`` once for each epoch; ``state_dict()`` after a batch tells how to go on behind it.
 
     Source: Vaswani et al. 2017, section 5.1.
 
@@ -162,26 +165,34 @@ class TranslationDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Makes tokenizer and cache, or checks the files of an earlier run; on one process of each machine."""
-        for part in ("train", "val") if self._trainer.state.fn == "fit" else ():
+        is_fit = self._is_fit and bool(self.corpora["train"])
+        for part in ("train", "val") if self._is_fit else ():
             check_targets(self.corpora[part], part)  # before the text is read, which takes a while
-        self._load_tokenizer()
-        if self.cache_path is not None and self._trainer.state.fn == "fit":
+        self._load_tokenizer(is_fit)
+        if self.cache_path is not None and is_fit:
             self._cache(self.cache_path)
 
     def setup(self, stage: str) -> None:
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
-        self._load_tokenizer()
-        if stage == "fit":
-            self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
-            trainer: Any = self._trainer  # Lightning does not annotate these attributes
+        self._load_tokenizer(stage == "fit" and bool(self.corpora["train"]))
+        if stage != "fit":
+            return
+        self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
+        trainer: Any = self.trainer  # Lightning does not annotate the attributes that are set here
+        if trainer is not None:
             others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
             trainer.callbacks = [StreamPosition(self), *others]
             if not self.corpora["val"]:
                 trainer.limit_val_batches = 0  # the only way to say so that Lightning takes without a warning
 
     def train_dataloader(self) -> TrainingBatches:
-        """The endless stream, or one pass of it, from the cursor on."""
-        trainer = self._trainer
+        """The endless stream, or one pass of it, from the cursor on; without a Trainer one pass each time."""
+        trainer = self.trainer
+        if trainer is None:
+            self._check_alone()
+            return TrainingBatches(
+                self._pools(False), self._start, num_workers=self.num_workers, on_pool=self._count, on_batch=self._move
+            )
         endless = trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
         return TrainingBatches(
             self._pools(endless),
@@ -218,24 +229,31 @@ class TranslationDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the tokenizer of a checkpoint; to resume ``fit`` also the place in the stream.
+        """Takes the tokenizer of a checkpoint; to resume training also the place in the stream.
 
         Raises:
             CorpusError: If data or settings changed, so that the place has no meaning any more, or if a tokenizer was
                 given that is not the one of the checkpoint.
         """
-        if self.trainer is not None and self.trainer.state.fn == "fit":
+        if self._is_fit and self.corpora["train"]:
             self.check_stream(state["stream"])
             self.cursor, self._dropped = state["cursor"], DroppedRows(state.get("dropped"))
         self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
-    def _trainer(self) -> L.Trainer:
-        if self.trainer is None:
+    def _is_fit(self) -> bool:
+        """Whether the training text is in use; without a Trainer that is up to the caller."""
+        return self.trainer is None or self.trainer.state.fn == "fit"
+
+    def _check_alone(self) -> None:
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
             raise MisconfigurationException(
-                "TranslationDataModule needs a Trainer: call trainer.fit(model, datamodule)"
+                "several processes share the training text only under a Trainer: call trainer.fit(model, datamodule)"
             )
-        return self.trainer
+
+    def _move(self, batch: TranslationBatch) -> None:
+        """Where no Trainer tells what has been trained on, that is what was handed out."""
+        self.cursor = batch.cursor or self.cursor
 
     def _pools(self, endless: bool) -> PoolStream | CachedPools:
         corpora, batches = self._need("train"), self.build_batches(self.max_tokens, self.shuffle)
@@ -252,21 +270,22 @@ class TranslationDataModule(L.LightningDataModule):
         return write_or_open_cache(path, self._need("train"), self.tokenizer, self.on_bad_row)
 
     def _start(self) -> Cursor:
-        overfit = self._trainer.overfit_batches  # type: ignore[attr-defined]
+        overfit = getattr(self.trainer, "overfit_batches", 0)
         return start_of(0, self.num_lanes) if overfit else self.cursor  # overfitting repeats its first batches
 
     def _agree(self, numbers: list[int]) -> list[int]:
         """The largest numbers that any process brings."""
-        strategy = self._trainer.strategy
+        strategy = cast(L.Trainer, self.trainer).strategy
         largest = strategy.reduce(torch.tensor(numbers, device=strategy.root_device), reduce_op="max")
         return [int(number) for number in largest.tolist()]
 
     def _of_all_lanes(self) -> tuple[Cursor, Counter[str]]:
         """The cursor and the dropped rows of all lanes, also of those that only other processes know."""
-        groups = 1 if self.trainer is None else gcd(self.num_lanes, self.trainer.world_size)
+        world_size = 1 if self.trainer is None else self.trainer.world_size
+        groups = gcd(self.num_lanes, world_size)
         if groups == 1:
             return self.cursor, self.dropped
-        parts: list[Any] = [None] * self._trainer.world_size
+        parts: list[Any] = [None] * world_size
         torch.distributed.all_gather_object(parts, (self.cursor, self.dropped))
         restored = self._dropped.restored  # known to all; beyond it the first processes have all lanes once
         dropped = sum((counts - restored for _, counts in parts[:groups]), restored)
@@ -281,7 +300,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def _evaluation(self, part: str) -> EvaluationBatches:
         corpora = self._need(part)
-        if self._trainer.is_global_zero:
+        rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        if rank == 0:
             warn_of_untagged(corpora, self.corpora["train"], self.tokenizer.tags)
         return EvaluationBatches(
             corpora,
@@ -289,8 +309,8 @@ class TranslationDataModule(L.LightningDataModule):
             self.build_batches(self.eval_max_tokens, True),
             self.limits.max_length,
             self.pool_size,
-            self._trainer.global_rank,
-            self._trainer.world_size,
+            rank,
+            world_size,
             part != "predict",
         )
 
@@ -322,12 +342,12 @@ class TranslationDataModule(L.LightningDataModule):
                 f"eval_max_tokens={self.eval_max_tokens} cannot hold a sentence of max_length={self.limits.max_length}"
             )
 
-    def _load_tokenizer(self) -> None:
-        trainer = self._trainer
-        if trainer.state.fn == "fit" and self.corpora["train"]:
-            self._choice.make(trainer.default_root_dir, self._training_pairs, self._text_fingerprint)
+    def _load_tokenizer(self, may_make: bool) -> None:
+        folder = "." if self.trainer is None else self.trainer.default_root_dir
+        if may_make:
+            self._choice.make(folder, self._training_pairs, self._text_fingerprint)
         else:
-            self._choice.find(trainer.default_root_dir, trainer.ckpt_path is not None)
+            self._choice.find(folder, self.trainer is not None and self.trainer.ckpt_path is not None)
 
     def _training_pairs(self) -> Iterable[SentencePair]:
         rows = MixedRows(self.corpora["train"], self.pool_size, mixing=self.mixing, on_bad_row=self.on_bad_row)
@@ -370,7 +390,7 @@ def _listed(part: str, corpora: list[ParallelCorpus] | ParallelCorpus | None) ->
     for one in found:
         if not isinstance(one, ParallelCorpus):
             raise TypeError(
-                f"{part} must be a ParallelCorpus or a list of them, got {type(one).__name__}; text in memory becomes "
-                "one by a subclass that overrides open, or by writing it to a parquet file"
+                f"{part} must be a ParallelCorpus or a list of them, got {type(one).__name__}; "
+                "text in memory becomes one by MemoryCorpus(rows)"
             )
     return found

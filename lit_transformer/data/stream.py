@@ -45,6 +45,7 @@ class TrainingBatches:
         agree: Gives all processes the largest of the numbers that they bring, place by place. It is called at the same
             points on all of them: in each round of the lanes if they do not see the same ones, else where a pool is
             needed, which one of them may fail to read.
+        on_batch: Told about each batch just before it is handed out.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class TrainingBatches:
         on_pool: Callable[[Pool], None] | None = None,
         pin_memory: bool = False,
         agree: Agree | None = None,
+        on_batch: Callable[[TranslationBatch], None] | None = None,
     ) -> None:
         self.pools, self.get_cursor, self.rank, self.world_size = pools, get_cursor, rank, world_size
         self.num_workers, self.length, self.on_pool, self.pin_memory = num_workers, length, on_pool, pin_memory
+        self.on_batch = on_batch
         self._sees_all = gcd(pools.num_lanes, world_size) == 1
         if not self._sees_all and agree is None:
             raise ValueError("processes that see different lanes need agree, so that they stop together")
@@ -89,7 +92,14 @@ class TrainingBatches:
         batches = self._batches(start)
         if not self.pools.repeat:
             batches = _last_points_to(batches, start_of(start["epoch"] + 1, self.pools.num_lanes))
-        return map(TranslationBatch.pin_memory, batches) if self.pin_memory else batches
+        if self.pin_memory:
+            batches = map(TranslationBatch.pin_memory, batches)
+        return batches if self.on_batch is None else map(self._told, batches)
+
+    def _told(self, batch: TranslationBatch) -> TranslationBatch:
+        if self.on_batch is not None:
+            self.on_batch(batch)
+        return batch
 
     def _batches(self, start: Cursor) -> Iterator[TranslationBatch]:
         items = self._items(start)

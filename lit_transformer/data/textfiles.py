@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import bz2
+import gzip
 import hashlib
 import io
 import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 from lit_transformer.data.network import is_address, open_address
 from lit_transformer.interfaces import InputError
@@ -209,6 +211,35 @@ def find_aligned(prefix: str, src: str, tgt: str | None) -> FilePair | None:
     return FilePair(str(found[0]), str(found[1]) if tgt is not None else None)
 
 
+def plain_or_compressed(path: str) -> str:
+    """The path itself, or if there is no such file that of the same file compressed."""
+    return (None if is_address(path) else _with_any_ending(path)) or path
+
+
+@contextmanager
+def compressing(path: Path, ending: str) -> Iterator[IO[str]]:
+    """A text file to write to, compressed if ``ending`` says so: the same text gives the same bytes.
+
+    Args:
+        path: The file.
+        ending: ``.gz``, ``.xz``, ``.bz2`` or ``.zst``; anything else writes plain text.
+
+    Raises:
+        CorpusError: If ``zstandard`` is needed and not installed.
+    """
+    with ExitStack() as stack:
+        openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".bz2": bz2.open}
+        file: Any
+        if ending == ".gz":
+            raw = stack.enter_context(path.open("wb"))
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))  # neither name nor time in it
+        elif ending == ".zst":
+            file = stack.enter_context(_zstandard(f"writing {path.name}").open(path, "wb"))
+        else:
+            file = stack.enter_context(openers.get(ending, open)(path, "wb"))
+        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
+
+
 def expand(path: str) -> str:
     """The path with ``~`` and ``$VARIABLES`` replaced.
 
@@ -283,16 +314,21 @@ def _codec(path: str) -> Callable[[], Any] | None:
 
 
 def _zstd(path: str) -> Callable[[], Any]:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise CorpusError(f"reading {path} needs the extra 'zstd': pip install 'lit-transformer[zstd]'") from error
+    zstandard = _zstandard(f"reading {path}")
 
     def make() -> Any:
         codec = zstandard.ZstdDecompressor().decompressobj()
         return _ZstdAsValueError(codec, zstandard.ZstdError)
 
     return make
+
+
+def _zstandard(purpose: str) -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise CorpusError(f"{purpose} needs the extra 'zstd': pip install 'lit-transformer[zstd]'") from error
+    return zstandard
 
 
 class _ZstdAsValueError:

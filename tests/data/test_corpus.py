@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus, TeachingCorpus
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.data.memory import TeachingCorpus
 from lit_transformer.interfaces import SentencePair
 
 PAIRS = [SentencePair(f"line {n} “quoted”, tab-free", f"Zeile {n} äöü 나는") for n in range(57)]

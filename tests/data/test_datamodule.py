@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_transformer.callbacks.checkpoint import StepCheckpoint
-from lit_transformer.data.corpus import CorpusError, ParallelCorpus, _Rows
+from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.cursor import lane_start, start_of
 from lit_transformer.data.datamodule import TranslationDataModule
+from lit_transformer.data.memory import MemoryCorpus
 from lit_transformer.data.mixing import MixedRows, Mixing
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -398,12 +399,7 @@ def write_table(folder, rows=90):
     """Sentences of which some are no pairs at all; the 8th row is the first of them."""
     bad = [{"en": "only English"}, {"en": 5, "de": "five"}, {"en": None, "de": "nothing"}, {"en": " ", "de": "blank"}]
     lines = [bad[n // 9 % 4] if n % 9 == 7 else {"en": f"row {n}", "de": f"Zeile {n}"} for n in range(rows)]
-
-    class Table(ParallelCorpus):
-        def open(self):
-            return _Rows(lines)
-
-    return Table("table")
+    return MemoryCorpus(lines)
 
 
 def test_bad_rows_are_left_out_and_counted(tmp_path):
@@ -417,7 +413,7 @@ def test_bad_rows_are_left_out_and_counted(tmp_path):
 def test_a_bad_row_stops_the_run_if_asked(tmp_path, workers):
     make_trainer(tmp_path, max_epochs=1).fit(Tiny(), make_data(tmp_path, train=write_table(tmp_path)))
     data = make_data(tmp_path, train=write_table(tmp_path), on_bad_row="error", num_workers=workers)
-    message = r"^row 8 cannot be used: Table\(table, en-de\) has no column 'de', there are en; .*on_bad_row: skip"
+    message = r"^row 8 cannot be used: MemoryCorpus\(text in memory, en-de\) has no column 'de'.*on_bad_row: skip"
     with pytest.raises(CorpusError, match=message):
         make_trainer(tmp_path, max_epochs=1).fit(Tiny(), data)
 
@@ -654,3 +650,65 @@ def test_two_processes_share_every_sentence_once(tmp_path, workers, lanes, is_ca
 def test_what_is_no_corpus_is_told(given: object) -> None:
     with pytest.raises(TypeError, match=r"train must be a ParallelCorpus or a list of them, got (tuple|dict|str)"):
         TranslationDataModule(train=given)  # type: ignore[arg-type]
+
+
+# Without a Trainer
+
+
+def targets(batches):
+    return [batch.tgt.tolist() for batch in batches]
+
+
+def alone(folder, **settings):
+    data = make_data(folder, **settings)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 2}, {"num_lanes": 2}, {"cache_path": "cache"}])
+def test_a_loop_of_ones_own_sees_the_batches_of_the_trainer(tmp_path, settings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = make_data(tmp_path, **settings)
+    make_trainer(tmp_path, max_epochs=2).fit(module := Tiny(), data)
+    data = alone(tmp_path, **settings)
+    epochs = [targets(data.train_dataloader()) for _ in range(2)]
+    rows = [tuple(token for token in row if token) for epoch in epochs for batch in epoch for row in batch]
+    assert rows == module.seen
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("done", [1, 5, "all"])
+def test_a_loop_of_ones_own_goes_on_where_it_was(tmp_path, done):
+    data = alone(tmp_path)
+    whole = [targets(data.train_dataloader()) for _ in range(2)]
+    first = alone(tmp_path)
+    done = len(whole[0]) if done == "all" else done
+    batches = iter(first.train_dataloader())
+    for _ in range(done):
+        next(batches)
+    second = alone(tmp_path)
+    second.load_state_dict(first.state_dict())
+    rest = whole[0][done:] or whole[1]
+    assert targets(second.train_dataloader()) == rest
+
+
+def test_a_loop_of_ones_own_validates_and_keeps_its_tokenizer_in_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    corpus = write_corpus(tmp_path, 40)
+    data = TranslationDataModule(corpus, val=corpus, test=corpus, vocab_size=300)
+    data.prepare_data()
+    for stage in ("fit", "validate", "test"):
+        data.setup(stage)
+    assert (tmp_path / "tokenizer.json").exists()
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        found = {number: text for batch in loader for number, text in zip(batch.indices, batch.references, strict=True)}
+        assert found == {number: pair.tgt for number, pair in enumerate(corpus)}
+
+
+def test_several_processes_need_a_trainer(tmp_path, monkeypatch):
+    data = alone(tmp_path)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(MisconfigurationException, match="only under a Trainer"):
+        data.train_dataloader()
