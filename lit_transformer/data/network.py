@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterator
+from socket import gaierror
 from typing import Any, BinaryIO, TypeVar
 
 from lit_transformer.interfaces import InputError
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 60.0  # a connection that says nothing for so long counts as lost
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each new attempt, two minutes in all
-_CLIENTS = ("aiohttp", "requests", "urllib3", "httpx", "httpcore", "huggingface_hub", "http")
+_CLIENTS = ("aiohttp", "requests", "urllib", "httpx", "httpcore", "huggingface_hub", "http")
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 Item = TypeVar("Item")
@@ -56,7 +57,7 @@ def persistent(
                 raise
             waits = WAITS if is_known else WAITS[:3]
             if failures == len(waits):
-                raise type(error)(f"{error}; gave up after {failures} attempts in {sum(waits):.0f} seconds") from error
+                raise type(error)(f"{error}; gave up after {failures} attempts") from error
             logger.warning("%s; trying again in %.0f seconds", error, WAITS[failures])
             sleep(WAITS[failures])
             failures += 1
@@ -124,7 +125,8 @@ def is_passing(error: BaseException) -> bool:
         status = _status(cause)
         if status is not None:
             return status in _PASSING_STATUS
-        if isinstance(cause, (ConnectionError, TimeoutError)) or type(cause).__module__.split(".")[0] in _CLIENTS:
+        library = type(cause).__module__.split(".")[0].rstrip("0123456789")  # httpx2 is httpx
+        if isinstance(cause, (ConnectionError, TimeoutError, gaierror)) or library in _CLIENTS:
             return True
         cause = cause.__cause__ or cause.__context__
     return False

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from lit_transformer.data.network import is_address, open_address
+from lit_transformer.data.network import is_address, is_passing, open_address
 from lit_transformer.data.textfiles import (
     COMPRESSED,
     CorpusError,
@@ -61,6 +61,7 @@ class DatasetRows:
         self.not_found = not_found
         self._lane = lane, num_lanes
         self._num_shards: dict[int, int] = {}  # by number of lanes
+        self._hub_has_answered = False
 
     @classmethod
     def from_files(cls, pattern: str, split: str) -> DatasetRows:
@@ -156,12 +157,27 @@ class DatasetRows:
             if self.files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")
                 return reader(self.files, split=self.split, streaming=True, **self.options)
+            if self.not_found:
+                self._ask_hub()
             path, _, revision = (self.path, "", "") if os.path.exists(self.path) else self.path.partition("@")
             return datasets.load_dataset(path, self.name, split=self.split, revision=revision or None, streaming=True)
         except Exception as error:  # the Hub client raises errors of several network libraries
             if isinstance(error, FileNotFoundError):  # what `datasets` says of any address that does not answer
                 error = _unreachable(self.files or []) or error
             raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
+
+    def _ask_hub(self) -> None:
+        """Asks for the dataset once: `datasets` would try six times, perhaps for nothing but a misspelt path."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        try:
+            if not (self._hub_has_answered or HF_HUB_OFFLINE):
+                HfApi().dataset_info(self.path.partition("@")[0], timeout=10)
+        except Exception as error:
+            if is_passing(error):
+                raise
+        self._hub_has_answered = True  # what else it may say, `datasets` will say more clearly
 
     def _label(self) -> str:
         if self.files:
@@ -171,7 +187,7 @@ class DatasetRows:
 
     def _failure(self, error: Exception) -> str:
         """What could not be opened; a name that the Hub does not know may have been meant for a file."""
-        is_missing = isinstance(error, OSError) or "connect" in str(error).lower()
+        is_missing = isinstance(error, OSError) or is_passing(error) or "connect" in str(error).lower()
         if self.not_found and is_missing and not self.name and "@" not in self.path:
             return f"there is {self.not_found}, and the Hub has no dataset of this name or cannot be reached"
         return f"cannot open {self._label()}"

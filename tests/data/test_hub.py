@@ -8,9 +8,12 @@ import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from lit_transformer.data.network import is_passing
 
 COMMIT = "a" * 40
 
@@ -34,6 +37,16 @@ print(json.dumps({
     "errors": errors,
     "size": corpus.approximate_rows(),
 }))
+"""
+
+MISSPELT = """
+from lit_transformer.data import CorpusError, ParallelCorpus, network
+
+network.WAITS = (0.0,) * 7
+try:
+    list(ParallelCorpus("data/trian"))
+except CorpusError as error:
+    print(error)
 """
 
 
@@ -124,3 +137,24 @@ def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
     assert "Dataset 'me/nothing' doesn't exist on the Hub" in missing
     assert "Bad split: test. Available splits: ['train', 'validation']" in split
     assert "has no column 'fr', there are en, de" in column
+
+
+def test_an_error_of_the_hub_client_that_waiting_may_mend_is_known_as_such():
+    with pytest.raises(Exception, match=r"\S") as refused:
+        huggingface_hub.HfApi(endpoint="http://127.0.0.1:9").dataset_info("me/pairs", timeout=5)
+    assert is_passing(refused.value)
+    with pytest.raises(Exception, match=r"\S") as unknown:
+        huggingface_hub.HfApi(endpoint="http://nowhere.invalid").dataset_info("me/pairs", timeout=5)
+    assert is_passing(unknown.value)
+
+
+def test_without_a_network_a_misspelt_path_is_told_at_once(tmp_path):
+    environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", MISSPELT]
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True, cwd=tmp_path
+    )
+    assert result.stdout.startswith("there is no data/trian.en and data/trian.de (plain or compressed), no file or")
+    assert "cannot be reached" in result.stdout
+    assert result.stdout.endswith("gave up after 3 attempts\n")
+    assert "Retrying" not in result.stderr  # the many attempts of `datasets`
