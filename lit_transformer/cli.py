@@ -201,6 +201,6 @@ def _run(arguments: list[str]) -> int:
         if error.filename is None:
             raise
         return fail(f"{error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        return fail("stopped by the keyboard") + 129
+    except KeyboardInterrupt as error:
+        return fail(str(error) or "stopped by the keyboard") + 129
     return 0

@@ -5,7 +5,13 @@ from __future__ import annotations
 import logging
 import warnings
 
-_CHATTER = ("Seed set to", "TPU available", "Restoring states from")  # said elsewhere, or of no interest
+_CHATTER = (  # said elsewhere, or of no interest
+    "Seed set to",
+    "TPU available",
+    "Restoring states from",
+    "An KeyboardInterrupt was raised",
+    "An SIGTERMException was raised",
+)
 
 
 def quieten_lightning() -> None:

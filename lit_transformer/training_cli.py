@@ -341,6 +341,18 @@ class TranslationCLI(LightningCLI):
                 shutil.rmtree(log.log_dir, ignore_errors=True)
                 _remove_if_empty(Path(log.log_dir).parent)
             raise
+        except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
+            logger.info(self._stopped("SIGTERM"))
+            sys.exit(128 + signal.SIGTERM)
+        except SystemExit:  # Lightning's answer to Ctrl-C, once all is closed
+            if not self.trainer.interrupted:
+                raise
+            raise KeyboardInterrupt(self._stopped("the keyboard")) from None
+
+    def _stopped(self, by: str) -> str:
+        """By what, and how to go on if a checkpoint is there."""
+        is_kept = self.subcommand == "fit" and any((self._root / "checkpoints").glob("*.ckpt"))
+        return f"stopped by {by}" + ("; continue with --ckpt_path last" if is_kept else "")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -388,6 +400,3 @@ def run(arguments: list[str]) -> None:
         if not str(error).startswith("Early stopping conditioned on metric"):
             raise
         raise InputError(plain_message(str(error))) from error
-    except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
-        logger.info("stopped by SIGTERM; continue with --ckpt_path last")
-        sys.exit(128 + signal.SIGTERM)

@@ -131,15 +131,16 @@ def test_twenty_kills_change_nothing(tmp_path, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_run_that_is_asked_to_end_writes_a_checkpoint_first(tmp_path, accumulate):
+@pytest.mark.parametrize(("accumulate", "number"), [(1, signal.SIGTERM), (3, signal.SIGTERM), (3, signal.SIGINT)])
+def test_a_run_that_is_asked_to_end_writes_a_checkpoint_first(tmp_path, accumulate, number):
     options = ["--trainer.accumulate_grad_batches", accumulate, "--trainer.max_steps", 90]
     whole, broken = project(tmp_path / "whole"), project(tmp_path / "broken")
     finish(whole, *options)
-    status = stop_after(broken, start(broken, *options), 6, signal.SIGTERM, 0.03)
-    assert status == 128 + signal.SIGTERM
+    status = stop_after(broken, start(broken, *options), 6, number, 0.03)
+    assert status == 128 + number
     assert 6 <= newest(broken) < 90
-    assert "continue with --ckpt_path last" in (broken / "output.txt").read_text()
+    by = "SIGTERM" if number == signal.SIGTERM else "the keyboard"
+    assert f"stopped by {by}; continue with --ckpt_path last" in (broken / "output.txt").read_text()
     finish(broken, *options, "--ckpt_path", "last")
     compare(whole, broken, 90)
 
