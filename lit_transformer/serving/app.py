@@ -66,7 +66,7 @@ class ServingApp:
         self.limits = limits
         self.info = info
         self.hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
-        page = files("lit_transformer").joinpath("serving", "page.html").read_text(encoding="utf-8")
+        page = (files("lit_transformer") / "serving" / "page.html").read_text(encoding="utf-8")
         self._page = Reply(
             200, "text/html; charset=utf-8", page.encode(), (("Content-Security-Policy", _policy(page)),)
         )
