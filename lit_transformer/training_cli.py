@@ -278,6 +278,7 @@ class TranslationCLI(LightningCLI):
         is_on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if is_on_cpu and str(self.trainer.precision).startswith("bf16") and not has_fast_bfloat16():
             logger.info("torch has no fast bfloat16 on this CPU: --trainer.precision 32-true trains many times as fast")
+        self._say_when_it_validates()
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
@@ -286,6 +287,13 @@ class TranslationCLI(LightningCLI):
         if self._beginning is not None and self.trainer.is_global_zero:
             self._root.mkdir(parents=True, exist_ok=True)
             self._beginning.tokenizer.save(self._root / "tokenizer.json")
+
+    def _say_when_it_validates(self) -> None:
+        """Lightning counts batches between validations, where all else here counts optimizer steps."""
+        interval, parts = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
+        if parts > 1 and isinstance(interval, int) and self.trainer.check_val_every_n_epoch is None:
+            message = "validation comes every %g optimizer steps: val_check_interval=%d counts batches, %d to a step"
+            logger.info(message, interval / parts, interval, parts)
 
     def _make_room(self, config: Any) -> None:
         """Refuses to mix two runs, or deletes the earlier one if that is asked for."""

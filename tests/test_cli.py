@@ -379,6 +379,29 @@ def test_what_is_switched_off_takes_its_callback_along(project: Path, switch: st
     assert ("lit-transformer test" in finished.err) == ("checkpoints" in there)
 
 
+def test_with_accumulation_it_is_told_when_validation_comes(project: Path) -> None:
+    options = (
+        "--trainer.accumulate_grad_batches",
+        "4",
+        "--trainer.val_check_interval",
+        "6",
+        "--trainer.max_steps",
+        "4",
+    )
+    told = "validation comes every 1.5 optimizer steps: val_check_interval=6 counts batches, 4 to a step"
+    assert told in succeed("fit", "--config", "tiny.yaml", *options).err
+    with (project / "run" / "logs" / "version_0" / "metrics.csv").open() as file:
+        validated = [row["step"] for row in csv.DictReader(file) if row.get("val/loss")]
+    assert len(validated) == 2  # of 16 batches
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to .self.log")  # Lightning's word that nothing is logged
+def test_barebones_trains(project: Path) -> None:
+    off = [f"--trainer.{name}=null" for name in ("log_every_n_steps", "val_check_interval", "num_sanity_val_steps")]
+    succeed("fit", "--config", "tiny.yaml", "--trainer.barebones", "true", "--trainer.max_steps=2", *off)
+    assert not list(project.rglob("*.ckpt"))
+
+
 def test_a_progress_bar_of_ones_own_replaces_ours(project: Path) -> None:
     succeed("fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=true", "--trainer.callbacks=TQDMProgressBar")
 
