@@ -352,15 +352,16 @@ class TranslationCLI(LightningCLI):
         except SIGTERMException:  # by itself it would end in exit status 0, as if the training were finished
             logger.info(self._stopped("SIGTERM"))
             sys.exit(128 + signal.SIGTERM)
-        except SystemExit:  # Lightning's answer to Ctrl-C, once all is closed
-            if not self.trainer.interrupted:
-                raise
+        except SystemExit as error:
+            if not isinstance(error.__context__, KeyboardInterrupt) or not self.trainer.is_global_zero:
+                raise  # else it is Lightning's answer to Ctrl-C, once all is closed
             raise KeyboardInterrupt(self._stopped("the keyboard")) from None
 
     def _stopped(self, by: str) -> str:
         """By what, and how to go on if a checkpoint is there."""
         is_kept = self.subcommand == "fit" and any((self._root / "checkpoints").glob("*.ckpt"))
-        return f"stopped by {by}" + ("; continue with --ckpt_path last" if is_kept else "")
+        command = f"lit-transformer fit --config {self._root / 'config.yaml'} --ckpt_path last"
+        return f"stopped by {by}" + (f"; continue with {command}" if is_kept else "")
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

@@ -46,7 +46,8 @@ def translate_parser() -> argparse.ArgumentParser:
         "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
         "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n"
-        "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed.\n\n"
+        "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed; --input finds them without\n"
+        "that ending too.\n\n"
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
         "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1\n"
@@ -196,8 +197,12 @@ def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
         if sys.stdin.isatty():
             logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
         return _decoded(sys.stdin.buffer, "standard input")
-    from lit_transformer.data.textfiles import COMPRESSED, LineReader
+    from lit_transformer.data.network import is_address
+    from lit_transformer.data.textfiles import COMPRESSED, LineReader, plain_or_compressed
 
+    if is_address(name):
+        raise InputError(f"--input {name} is no file of this machine: download it first, or pipe it in")
+    name = plain_or_compressed(name)
     if name.endswith(COMPRESSED):
         reader = LineReader(name)
         stack.callback(reader.close)
@@ -213,7 +218,9 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # drops a byte order mark
         except UnicodeDecodeError:
-            raise InputError(f"line {number} of {name} is not valid UTF-8; convert the text to UTF-8 first") from None
+            is_packed = number == 1 and line.startswith(b"\x1f\x8b")
+            hint = "it is compressed, so pipe it through zcat" if is_packed else "convert the text to UTF-8 first"
+            raise InputError(f"line {number} of {name} is not valid UTF-8; {hint}") from None
         yield text.removesuffix("\n").removesuffix("\r")
 
 
@@ -228,7 +235,7 @@ def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
         return
-    with writing(name, option), replacing(Path(name)) as unfinished, compressing(unfinished, Path(name).suffix) as file:
+    with writing(name, option), replacing(Path(name)) as unfinished, compressing(unfinished, name) as file:
         yield file
 
 
@@ -257,11 +264,11 @@ def _with_progress(
 
 def _number_of_lines(options: argparse.Namespace) -> int | None:
     """How many lines the input file has, read once from front to end; None if it is no file."""
-    if options.text or not Path(options.input).is_file():
-        return None
-    from lit_transformer.data.textfiles import LineReader
+    from lit_transformer.data.textfiles import LineReader, plain_or_compressed
 
-    reader = LineReader(options.input)
+    if options.text or options.input == "-" or not Path(plain_or_compressed(options.input)).is_file():
+        return None
+    reader = LineReader(plain_or_compressed(options.input))
     try:
         reader.skip(sys.maxsize)
         return reader.line

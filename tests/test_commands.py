@@ -88,6 +88,9 @@ def test_compressed_files_are_read_and_written(tiny_run: Path, tmp_path: Path, e
     with codec.open(tmp_path / f"one{ending}", "rt", encoding="utf-8", newline="\n") as file:
         assert file.read() == "".join(f"{line}\n" for line in expected(tiny_run, LINES))
     assert (tmp_path / f"one{ending}").read_bytes() == (tmp_path / f"two{ending}").read_bytes()
+    assert translate(tiny_run, "--input", tmp_path / "in").out == "".join(
+        f"{line}\n" for line in expected(tiny_run, LINES)
+    )
     (tmp_path / f"bad{ending}").write_bytes((tmp_path / f"in{ending}").read_bytes()[:-6])
     finished = translate(tiny_run, "--input", tmp_path / f"bad{ending}", status=1)
     assert_one_sentence(finished, f"{tmp_path / 'bad'}{ending} is broken after line", "cut off")
@@ -259,6 +262,8 @@ def test_bad_text_is_named(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_bytes(b"one\nM\xfcller\n")
     finished = translate(tiny_run, "--input", tmp_path / "in.txt", status=1)
     assert_one_sentence(finished, f"line 2 of {tmp_path / 'in.txt'} is not valid UTF-8")
+    finished = translate(tiny_run, stdin=gzip.compress(b"one\n"), status=1)
+    assert_one_sentence(finished, "line 1 of standard input is not valid UTF-8", "zcat")
     finished = translate(tiny_run, "one", os.fsdecode(b"M\xfcller"), status=1)
     assert_one_sentence(finished, "sentence 2 of the command line is not valid UTF-8")
 
@@ -269,6 +274,7 @@ def test_bad_files_are_named(tiny_run: Path, tmp_path: Path) -> None:
         (["--input", tmp_path / "gone"], "gone cannot be read: No such file"),
         (["--input", tmp_path / "gone.gz"], "gone.gz: No such file"),
         (["--input", tmp_path], "cannot be read: Is a directory"),
+        (["--input", "http://127.0.0.1:9/x.gz"], "is no file of this machine"),
         (["one", "--output", tmp_path], "cannot be written: Is a directory"),
         (["one", "--output", tmp_path / "file" / "out"], "out cannot be written: "),
         (["one", "--input", tmp_path / "file"], "file; give one of the two"),

@@ -187,7 +187,7 @@ def test_asked_to_end_they_write_a_checkpoint_first(tmp_path: Path, strategy: li
     else:
         running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=120) == 128 + signal.SIGTERM, output.read_text()[-3000:]
-    assert "continue with --ckpt_path last" in output.read_text()
+    assert "--ckpt_path last" in output.read_text()
     assert "Traceback" not in output.read_text()
     steps = [int(path.stem.removeprefix("step=")) for path in broken.glob("run/checkpoints/*.ckpt")]
     assert max(steps) < 60

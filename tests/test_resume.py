@@ -44,7 +44,12 @@ trainer:
 def start(folder: Path, *options: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "lit_transformer", "fit", "--config", "run.yaml", *map(str, options)]
     with (folder / "output.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, preexec_fn=heed_the_keyboard)
+
+
+def heed_the_keyboard() -> None:
+    """Also where a shell has started the tests in the background, which ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(folder: Path, *options: object) -> None:
@@ -140,7 +145,8 @@ def test_a_run_that_is_asked_to_end_writes_a_checkpoint_first(tmp_path, accumula
     assert status == 128 + number
     assert 6 <= newest(broken) < 90
     by = "SIGTERM" if number == signal.SIGTERM else "the keyboard"
-    assert f"stopped by {by}; continue with --ckpt_path last" in (broken / "output.txt").read_text()
+    advice = "lit-transformer fit --config run/config.yaml --ckpt_path last"
+    assert f"stopped by {by}; continue with {advice}" in (broken / "output.txt").read_text()
     finish(broken, *options, "--ckpt_path", "last")
     compare(whole, broken, 90)
 

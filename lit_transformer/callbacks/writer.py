@@ -14,8 +14,10 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.checkpoints import replacing
+from lit_transformer.data.textfiles import compressing
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationBatch
 from lit_transformer.translator import one_line
 
@@ -99,7 +101,7 @@ class NumberedLines:
     def _write(self, places: list[tuple[int, int, int]]) -> None:
         with replacing(self.path) as partial, ExitStack() as stack:
             parts = [stack.enter_context(part.open("rb")) for part in self.parts]
-            output = stack.enter_context(partial.open("w", encoding="utf-8", newline="\n"))
+            output = stack.enter_context(compressing(partial, self.path.name))
             for _, part, offset in places:
                 parts[part].seek(offset)
                 output.write(json.loads(parts[part].readline())[1] + "\n")
@@ -130,7 +132,8 @@ class TranslationWriter(Callback):
     ``number<TAB>score<TAB>translation``. Line breaks within a translation become spaces.
 
     Args:
-        output_path: File to write, UTF-8. Its folder is made if need be; an old file is replaced.
+        output_path: File to write, UTF-8, compressed if its name ends in ``.gz``, ``.xz``, ``.bz2`` or ``.zst``. Its
+            folder is made if need be; an old file is replaced.
         n_best: How many translations of each sentence are written at most; the module's search must return as many.
         scores: Whether the length-normalised log probability (nats) stands before each translation.
 
@@ -174,6 +177,8 @@ class TranslationWriter(Callback):
         numbers, tokenizer = sentence_numbers(batch), decoder(trainer)
         for number, hypotheses in zip(numbers, outputs, strict=True):
             self._lines.add(number, self.format(number, hypotheses, tokenizer))
+        if trainer.received_sigterm:  # which Lightning's loop of predictions does not look at
+            raise SIGTERMException
 
     def format(self, number: int, hypotheses: Sequence[Hypothesis], tokenizer: Any) -> str:
         """The line or lines of one sentence."""

@@ -31,7 +31,7 @@ from lit_transformer.vocabulary import check_tag
 __all__ = ["CorpusError", "ParallelCorpus"]
 
 CHUNK_ROWS = 1000  # rows read at once
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+_HUB_NAME = re.compile(r"(?!.*(--|\.\.))\w([\w.-]*\w)?(/\w([\w.-]*\w)?)?(@[\w./-]+)?")
 
 
 class Source(Protocol):

@@ -13,6 +13,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.bpe_dropout import BPEDropout
@@ -48,7 +49,8 @@ class TranslationDataModule(L.LightningDataModule):
     The tokenizer is made from the training text if there is no file yet, and goes into every checkpoint.
 
     In a training loop of your own, on one process, call ``prepare_data()`` and ``setup("fit")``, then iterate over
-    ``train_dataloader()`` once for each epoch; ``state_dict()`` after a batch tells how to go on behind it.
+    ``train_dataloader()`` once for each epoch. What was handed out counts as trained on: after a ``break`` the next
+    iteration goes on, and ``state_dict()`` holds that place for ``load_state_dict()`` of another data module.
 
     Source: Vaswani et al. 2017, section 5.1.
 
@@ -62,7 +64,8 @@ class TranslationDataModule(L.LightningDataModule):
         tokenizer: Another recipe than byte-pair encoding, or a tokenizer that is trained already. A recipe takes over
             the sizes above; if it sets its own, they must be the same.
         tokenizer_path: File to take the tokenizer from; ``fit`` writes it if it is not there. None means
-            ``tokenizer.json`` in the ``default_root_dir`` of the Trainer, made anew when text or recipe change.
+            ``tokenizer.json`` in the ``default_root_dir`` of the Trainer, or without one in the folder one works in;
+            it is made anew when text or recipe change.
         tokenizer_max_pairs: Sentence pairs of the training text that a new tokenizer is made from, at most.
         max_tokens: Budget of a training batch on one process: that many source and that many target positions,
             padding included, in tokens.
@@ -175,20 +178,19 @@ class TranslationDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
         self._load_tokenizer(stage == "fit" and bool(self.corpora["train"]))
-        if stage != "fit":
+        if stage != "fit" or self._is_alone:
             return
         self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
         trainer: Any = self.trainer  # Lightning does not annotate the attributes that are set here
-        if trainer is not None:
-            others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
-            trainer.callbacks = [StreamPosition(self), *others]
-            if not self.corpora["val"]:
-                trainer.limit_val_batches = 0  # the only way to say so that Lightning takes without a warning
+        others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
+        trainer.callbacks = [StreamPosition(self), *others]
+        if not self.corpora["val"]:
+            trainer.limit_val_batches = 0  # the only way to say so that Lightning takes without a warning
 
     def train_dataloader(self) -> TrainingBatches:
         """The endless stream, or one pass of it, from the cursor on; without a Trainer one pass each time."""
         trainer = self.trainer
-        if trainer is None:
+        if trainer is None or self._is_alone:
             self._check_alone()
             return TrainingBatches(
                 self._pools(False), self._start, num_workers=self.num_workers, on_pool=self._count, on_batch=self._move
@@ -241,9 +243,14 @@ class TranslationDataModule(L.LightningDataModule):
         self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
+    def _is_alone(self) -> bool:
+        """Whether someone else than a Trainer is at work, perhaps after or before one."""
+        return self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING
+
+    @property
     def _is_fit(self) -> bool:
         """Whether the training text is in use; without a Trainer that is up to the caller."""
-        return self.trainer is None or self.trainer.state.fn == "fit"
+        return self.trainer is None or self._is_alone or self.trainer.state.fn == "fit"
 
     def _check_alone(self) -> None:
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:

@@ -25,7 +25,7 @@ class MemoryCorpus(ParallelCorpus):
         src_tag: A token put before each source sentence, such as ``<2de>``.
 
     Raises:
-        CorpusError: If ``rows`` has no length and no order, as a stream or a single string.
+        CorpusError: If ``rows`` is no list, as a stream, a table of pandas or several splits at once.
         ValueError: As of ``ParallelCorpus``.
 
     Example:
@@ -43,9 +43,7 @@ class MemoryCorpus(ParallelCorpus):
         filter: PairFilter | None = None,
         src_tag: str | None = None,
     ) -> None:
-        if isinstance(rows, (str, Mapping)) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
-            hint = "a stream of the Hub is ParallelCorpus(path=...), and list(...) keeps a short one in memory"
-            raise CorpusError(f"rows must be a list or a dataset with a length, got {type(rows).__name__}: {hint}")
+        _check_kind(rows)
         super().__init__("text in memory", src, tgt, max_rows=max_rows, filter=filter, src_tag=src_tag)
         self._rows = rows
 
@@ -69,18 +67,21 @@ class MemoryRows:
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
         """Rows by column, at most ``size`` at once, each time with the place that follows them."""
         for start in range(state["row"] if state else 0, len(self._all), size):
-            chunk = [self._row(start + place, row) for place, row in enumerate(self._slice(start, start + size))]
+            chunk = [self._row(row) for row in self._slice(start, start + size)]
             yield chunk, {"row": start + len(chunk)}
 
     def lane(self, lane: int, num_lanes: int) -> None:
-        """Nothing is gained by reading a part alone."""
+        """No lane of its own: what is in memory is soon stepped over."""
         return
 
     def fingerprint(self) -> list[Any]:
-        """A hash of all rows."""
-        digest = hashlib.sha256()
+        """A hash of all text in the rows; of other values only their kinds count."""
+        digest, separator = hashlib.sha256(b"["), b""
         for rows, _ in self.chunks(None, 1000):
-            digest.update(json.dumps(rows, default=str).encode())
+            for row in rows:
+                digest.update(separator + json.dumps(row, skipkeys=True, default=_kind).encode())
+                separator = b", "
+        digest.update(b"]")
         return [digest.hexdigest()]
 
     def approximate_rows(self) -> int:
@@ -93,14 +94,35 @@ class MemoryRows:
             return [dict(zip(part, values, strict=True)) for values in zip(*part.values(), strict=True)]
         return list(part)
 
-    def _row(self, number: int, row: Any) -> Row:
+    def _row(self, row: Any) -> Row:
+        """The row by columns; one of another shape as what it has, so that it counts as a bad row."""
         if isinstance(row, Mapping):
             return dict(row)
-        fields = [row] if isinstance(row, str) else list(row) if isinstance(row, (tuple, list)) else []
-        if len(fields) != len(self._columns):
-            expected = " and ".join(self._columns) if len(self._columns) > 1 else "a sentence"
-            raise CorpusError(f"row {number} in memory is {row!r:.60}, expected {expected}, or a mapping with columns")
-        return dict(zip(self._columns, fields, strict=True))
+        fields = list(row) if isinstance(row, (tuple, list)) else [row]
+        if len(fields) > len(self._columns):
+            return {f"{len(fields)} fields": fields}
+        return dict(zip(self._columns, fields, strict=False))
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _check_kind(rows: Any) -> None:
+    """Takes what gives a list, or a dataset's columns, for a slice."""
+    try:
+        part = rows[:1]
+    except Exception:  # each kind of object that cannot do it has its own
+        part = None
+    if not isinstance(part, (list, tuple, Mapping)):
+        hint = "list(rows) may make one"
+        if isinstance(rows, Mapping):
+            hint = f"choose a part of it, such as rows[{next(iter(rows), 'train')!r}]"
+        elif hasattr(rows, "iloc"):
+            hint = 'rows.to_dict("records") makes one'
+        elif hasattr(rows, "tolist"):
+            hint = "rows.tolist() makes one"
+        raise CorpusError(f"rows must be a list of pairs or a loaded dataset, got {_kind(rows)}: {hint}")
 
 
 class TeachingCorpus(ParallelCorpus):

@@ -57,7 +57,7 @@ def persistent(
                 raise
             waits = WAITS if is_known else WAITS[:3]
             if failures == len(waits):
-                raise type(error)(f"{error}; gave up after {failures} attempts") from error
+                raise type(error)(f"{error}; gave up after {failures + 1} attempts") from error
             logger.warning("%s; trying again in %.0f seconds", error, WAITS[failures])
             sleep(WAITS[failures])
             failures += 1

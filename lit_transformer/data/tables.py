@@ -168,12 +168,14 @@ class DatasetRows:
 
     def _ask_hub(self) -> None:
         """Asks for the dataset once: `datasets` would try six times, perhaps for nothing but a misspelt path."""
+        from datasets import config
         from huggingface_hub import HfApi
-        from huggingface_hub.constants import HF_HUB_OFFLINE
 
+        name = self.path.partition("@")[0]
+        is_cached = (config.HF_DATASETS_CACHE / name.replace("/", "___")).is_dir()  # then `datasets` can do without
         try:
-            if not (self._hub_has_answered or HF_HUB_OFFLINE):
-                HfApi().dataset_info(self.path.partition("@")[0], timeout=10)
+            if not (self._hub_has_answered or is_cached or config.HF_HUB_OFFLINE):
+                HfApi().dataset_info(name, timeout=30, expand=["sha"])
         except Exception as error:
             if is_passing(error):
                 raise

@@ -217,16 +217,17 @@ def plain_or_compressed(path: str) -> str:
 
 
 @contextmanager
-def compressing(path: Path, ending: str) -> Iterator[IO[str]]:
-    """A text file to write to, compressed if ``ending`` says so: the same text gives the same bytes.
+def compressing(path: Path, name: str) -> Iterator[IO[str]]:
+    """A text file to write to, compressed if its name says so: the same text gives the same bytes.
 
     Args:
         path: The file.
-        ending: ``.gz``, ``.xz``, ``.bz2`` or ``.zst``; anything else writes plain text.
+        name: What it will be called: ``.gz``, ``.xz``, ``.bz2`` and ``.zst`` at its end are heard.
 
     Raises:
         CorpusError: If ``zstandard`` is needed and not installed.
     """
+    ending = Path(name).suffix
     with ExitStack() as stack:
         openers: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".bz2": bz2.open}
         file: Any
@@ -234,7 +235,7 @@ def compressing(path: Path, ending: str) -> Iterator[IO[str]]:
             raw = stack.enter_context(path.open("wb"))
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))  # neither name nor time in it
         elif ending == ".zst":
-            file = stack.enter_context(_zstandard(f"writing {path.name}").open(path, "wb"))
+            file = stack.enter_context(_zstandard(f"writing {name}").open(path, "wb"))
         else:
             file = stack.enter_context(openers.get(ending, open)(path, "wb"))
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))

@@ -1,7 +1,10 @@
 """TranslationWriter writes every sentence once, in order, or nothing at all."""
 
+import gzip
 import json
+import os
 import random
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from standins import SENTENCES, TRANSLATIONS, Batches, Data, Module, Words, trainer
 from torch import multiprocessing
 from torch.utils.data import DataLoader
@@ -119,6 +123,27 @@ def test_a_broken_run_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of coffee"):
         trainer(TranslationWriter(tmp_path / "out")).predict(Broken(), datamodule=Data(), return_predictions=False)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_run_that_is_asked_to_end_ends_and_leaves_the_old_file(tmp_path: Path) -> None:
+    class Asked(Module):
+        def predict_step(self, batch: Any, batch_idx: int) -> list[list[Hypothesis]]:
+            assert batch_idx < 2
+            if batch_idx:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().predict_step(batch, batch_idx)
+
+    (tmp_path / "out").write_text("old")
+    with pytest.raises(SIGTERMException):
+        trainer(TranslationWriter(tmp_path / "out")).predict(Asked(), datamodule=Data(1), return_predictions=False)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_name_that_says_so_is_written_compressed(tmp_path: Path) -> None:
+    writer = TranslationWriter(tmp_path / "out.gz")
+    trainer(writer).predict(Module(), datamodule=Data(3), return_predictions=False)
+    written = gzip.decompress((tmp_path / "out.gz").read_bytes())
+    assert written.decode().splitlines() == TRANSLATIONS
 
 
 def test_bad_use_is_named(tmp_path: Path) -> None:

@@ -324,6 +324,8 @@ NOWHERE = (
     [
         ("some/where", "de", NOWHERE.format(r"some/where\.en and some/where\.de", "some/where")),
         ("nothere", None, NOWHERE.format(r"nothere\.en", "nothere")),
+        ("./trian", "de", r"there is no \./trian\.en .*, and this cannot be the name of a Hub dataset$"),
+        ("a--b/c", "de", r"there is no a--b/c\.en .*, and this cannot be the name of a Hub dataset$"),
         ("some/where@main", "de", r"cannot open the Hub dataset some/where@main, split 'train': \S"),
     ],
 )

@@ -678,19 +678,46 @@ def test_a_loop_of_ones_own_sees_the_batches_of_the_trainer(tmp_path, settings, 
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("done", [1, 5, "all"])
-def test_a_loop_of_ones_own_goes_on_where_it_was(tmp_path, done):
-    data = alone(tmp_path)
+WAYS = [{}, {"num_workers": 2}, {"num_lanes": 2}, {"cache_path": "cache"}, {"bpe_dropout": 0.2}]
+
+
+@pytest.mark.parametrize("is_loaded_first", [False, True])
+@pytest.mark.parametrize(("done", "settings"), [(1, {}), ("all", {}), *((5, settings) for settings in WAYS)])
+def test_a_loop_of_ones_own_goes_on_where_it_was(tmp_path, monkeypatch, done, settings, is_loaded_first):
+    monkeypatch.chdir(tmp_path)
+    data = alone(tmp_path, **settings)
     whole = [targets(data.train_dataloader()) for _ in range(2)]
-    first = alone(tmp_path)
+    first = alone(tmp_path, **settings)
     done = len(whole[0]) if done == "all" else done
     batches = iter(first.train_dataloader())
     for _ in range(done):
         next(batches)
-    second = alone(tmp_path)
-    second.load_state_dict(first.state_dict())
+    second = make_data(tmp_path, **settings)
+    if is_loaded_first:
+        second.load_state_dict(first.state_dict())
+    second.prepare_data()
+    second.setup("fit")
+    if not is_loaded_first:
+        second.load_state_dict(first.state_dict())
     rest = whole[0][done:] or whole[1]
     assert targets(second.train_dataloader()) == rest
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 3, "max_epochs": -1}])
+def test_a_loop_of_ones_own_goes_on_behind_a_trainer(tmp_path, limit):
+    whole = alone(tmp_path)
+    rows = [row for _ in range(2) for batch in targets(whole.train_dataloader()) for row in batch]
+    data = make_data(tmp_path, val=write_corpus(tmp_path, 40))
+    trainer = make_trainer(tmp_path, limit_val_batches=0, **limit)
+    trainer.fit(module := Tiny(), data)
+    rest = [row for batch in targets(data.train_dataloader()) for row in batch]
+    strip = [tuple(token for token in row if token) for row in rows]
+    assert [tuple(token for token in row if token) for row in rest] == strip[len(module.seen) :][: len(rest)]
+    assert len(rest) > 100
+    before = data.state_dict()["cursor"]
+    trainer.validate(module, data, verbose=False)
+    assert data.state_dict()["cursor"] == before
+    assert targets(data.train_dataloader())
 
 
 def test_a_loop_of_ones_own_validates_and_keeps_its_tokenizer_in_this_folder(tmp_path, monkeypatch):

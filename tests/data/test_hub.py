@@ -39,6 +39,12 @@ print(json.dumps({
 }))
 """
 
+CACHED = """
+from lit_transformer.data import ParallelCorpus
+
+print(len(list(ParallelCorpus("me/pairs", "en", "de"))))
+"""
+
 MISSPELT = """
 from lit_transformer.data import CorpusError, ParallelCorpus, network
 
@@ -126,6 +132,8 @@ def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
         }
         command = [sys.executable, "-c", READ]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+        load = "import datasets; datasets.load_dataset('me/pairs')"
+        subprocess.run([*command[:2], load], env=environment, capture_output=True, timeout=120, check=True)
     finally:
         server.shutdown()
         server.server_close()
@@ -137,6 +145,11 @@ def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
     assert "Dataset 'me/nothing' doesn't exist on the Hub" in missing
     assert "Bad split: test. Available splits: ['train', 'validation']" in split
     assert "has no column 'fr', there are en, de" in column
+    for more in ({}, {"HF_DATASETS_OFFLINE": "1"}):  # the server is gone, what `datasets` once loaded is not
+        again = subprocess.run(
+            [*command[:2], CACHED], env=environment | more, capture_output=True, text=True, timeout=300
+        )
+        assert again.stdout == "50\n", again.stderr[-2000:]
 
 
 def test_an_error_of_the_hub_client_that_waiting_may_mend_is_known_as_such():
@@ -156,5 +169,5 @@ def test_without_a_network_a_misspelt_path_is_told_at_once(tmp_path):
     )
     assert result.stdout.startswith("there is no data/trian.en and data/trian.de (plain or compressed), no file or")
     assert "cannot be reached" in result.stdout
-    assert result.stdout.endswith("gave up after 3 attempts\n")
+    assert result.stdout.endswith("gave up after 4 attempts\n")
     assert "Retrying" not in result.stderr  # the many attempts of `datasets`

@@ -1,9 +1,21 @@
 """Text in memory as a corpus: lists, loaded datasets, and what they must be like."""
 
+import hashlib
+import json
+from collections import deque
+
 import datasets
+import pandas
 import pytest
 
-from lit_transformer.data import CorpusError, MemoryCorpus, PairFilter, ParallelCorpus, TranslationDataModule
+from lit_transformer.data import (
+    CorpusError,
+    MemoryCorpus,
+    PairFilter,
+    ParallelCorpus,
+    TeachingCorpus,
+    TranslationDataModule,
+)
 from lit_transformer.interfaces import SentencePair
 
 PAIRS = [(f"cat number {n} sleeps", f"Katze Nummer {n} schläft") for n in range(50)]
@@ -75,10 +87,11 @@ def test_training_on_a_list_is_training_on_the_same_file(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "settings", "message"),
     [
-        ([("a", "b"), ("c",)], {}, r"row 1 in memory is \('c',\), expected en and de, or a mapping with columns"),
-        ([("a", "b"), 3], {}, r"row 1 in memory is 3, expected en and de"),
-        (["a", "b"], {}, r"row 0 in memory is 'a', expected en and de"),
-        ([("a", "b")], {"tgt": None}, r"row 0 in memory is \('a', 'b'\), expected a sentence"),
+        ([("a", "b"), ("c",)], {}, r"no column 'de', there are en"),
+        ([("a", "b"), 3], {}, r"column 'en' of MemoryCorpus\(text in memory, en-de\) holds int"),
+        ([(7, "a", "b")], {}, r"no column 'en', there are 3 fields"),
+        (["a", "b"], {}, r"no column 'de', there are en"),
+        ([("a", "b")], {"tgt": None}, r"no column 'en', there are 2 fields"),
         ([], {}, r"MemoryCorpus\(text in memory, en-de\) is empty"),
         ([{"english": "a", "de": "b"}], {}, r"no column 'en', there are english, de"),
     ],
@@ -88,9 +101,50 @@ def test_bad_rows_are_named(rows, settings, message):
         list(MemoryCorpus(rows, **settings))
 
 
+FRAME = pandas.DataFrame(PAIRS, columns=["en", "de"])
+
+
 @pytest.mark.parametrize(
-    "rows", ["text", {"en": ["a"], "de": ["b"]}, iter(PAIRS), datasets.IterableDataset.from_generator(lambda: PAIRS)]
+    ("rows", "message"),
+    [
+        ("text", r"got str: list\(rows\) may make one"),
+        (iter(PAIRS), r"got list_iterator: list\(rows\)"),
+        (deque(PAIRS), r"got deque: list\(rows\)"),
+        (datasets.IterableDataset.from_generator(lambda: PAIRS), r"got IterableDataset: list\(rows\)"),
+        ({"en": ["a"], "de": ["b"]}, r"got dict: choose a part of it, such as rows\['en'\]"),
+        (
+            datasets.DatasetDict({"train": KINDS["dataset"]}),
+            r"got DatasetDict: choose a part of it, such as rows\['train'\]",
+        ),
+        (FRAME, r'got DataFrame: rows.to_dict\("records"\) makes one'),
+        (FRAME.to_numpy(), r"got ndarray: rows.tolist\(\) makes one"),
+    ],
 )
-def test_what_is_no_list_is_refused(rows):
-    with pytest.raises(CorpusError, match="rows must be a list or a dataset with a length, got"):
+def test_what_is_no_list_is_refused(rows, message):
+    with pytest.raises(CorpusError, match=f"rows must be a list of pairs or a loaded dataset, {message}"):
         MemoryCorpus(rows)
+
+
+def test_other_columns_do_not_change_the_text():
+    def rows(value):
+        return [{"en": en, "de": de, "other": value, ("a", 1): 2} for en, de in PAIRS]
+
+    marks = {MemoryCorpus(rows(value)).fingerprint() for value in (object(), object())}
+    assert len(marks) == 1
+
+
+def test_rows_of_another_shape_are_left_out_and_counted(tmp_path):
+    rows = [*PAIRS, ("only",), None, (1, "two", "three"), {"en": "four"}]
+    data = TranslationDataModule(MemoryCorpus(rows), vocab_size=300, max_tokens=60, tokenizer_path=str(tmp_path / "t"))
+    data.prepare_data()
+    data.setup("fit")
+    assert sum(len(batch) for batch in data.train_dataloader()) == len(PAIRS)
+    assert data.dropped.total() == 4
+
+
+def test_the_teaching_text_keeps_the_mark_of_its_first_release():
+    assert TeachingCorpus("validation").open().fingerprint() == [
+        hashlib.sha256(
+            json.dumps([{"en": en, "ko": ko} for en, ko in TeachingCorpus("validation")]).encode()
+        ).hexdigest()
+    ]

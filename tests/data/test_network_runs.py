@@ -143,7 +143,7 @@ def test_a_run_on_a_bad_network_is_that_of_a_calm_day(tmp_path: Path, server: Se
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("lit-transformer: ")
-    assert "gave up after 7 attempts" in last
+    assert "gave up after 8 attempts" in last
     assert "Traceback" not in done.stderr
     (kept,) = (gone / "run/checkpoints").iterdir()
     assert 0 < int(kept.stem.removeprefix("step=")) < 40
