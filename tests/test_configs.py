@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +80,6 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for name in (part, f"{part}.lc.norm.tok"):
                 content = (tmp_path / "data" / f"{part}.{like}").read_bytes()
                 (tmp_path / "data" / f"{name}.{lang}").write_bytes(content)
-    for run, lang in (("forward", "de"), ("backward", "en")):  # the translations of first models
-        (tmp_path / "runs" / run).mkdir(parents=True)
-        shutil.copy(tmp_path / "data" / f"train.{lang}", tmp_path / "runs" / run)
     for variable in ("MULTI30K", "EN_KO", "EN_DE", "FLORES"):
         monkeypatch.setenv(variable, str(tmp_path / "data"))
     return tmp_path
@@ -103,7 +99,6 @@ def test_the_configurations_of_the_issue_are_found() -> None:
         "multi30k_en_de",
         "multi30k_en_de_files",
         "multi30k_en_de_tokens",
-        "multi30k_en_de_diverse",
         "wmt14_en_de",
         "wmt14_en_fr",
         "en_de",
