@@ -266,9 +266,10 @@ def _number_of_lines(options: argparse.Namespace) -> int | None:
     """How many lines the input file has, read once from front to end; None if it is no file."""
     from lit_transformer.data.textfiles import LineReader, plain_or_compressed
 
-    if options.text or options.input == "-" or not Path(plain_or_compressed(options.input)).is_file():
+    path = plain_or_compressed(options.input)
+    if options.text or options.input == "-" or not Path(path).is_file():
         return None
-    reader = LineReader(plain_or_compressed(options.input))
+    reader = LineReader(path)
     try:
         reader.skip(sys.maxsize)
         return reader.line

@@ -178,10 +178,10 @@ class TranslationDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Loads the tokenizer on every process, and readies the stream for ``fit``."""
         self._load_tokenizer(stage == "fit" and bool(self.corpora["train"]))
-        if stage != "fit" or self._is_alone:
+        trainer: Any = self._running  # Lightning does not annotate the attributes that are set here
+        if stage != "fit" or trainer is None:
             return
         self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
-        trainer: Any = self.trainer  # Lightning does not annotate the attributes that are set here
         others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
         trainer.callbacks = [StreamPosition(self), *others]
         if not self.corpora["val"]:
@@ -189,8 +189,8 @@ class TranslationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainingBatches:
         """The endless stream, or one pass of it, from the cursor on; without a Trainer one pass each time."""
-        trainer = self.trainer
-        if trainer is None or self._is_alone:
+        trainer = self._running
+        if trainer is None:
             self._check_alone()
             return TrainingBatches(
                 self._pools(False), self._start, num_workers=self.num_workers, on_pool=self._count, on_batch=self._move
@@ -243,14 +243,15 @@ class TranslationDataModule(L.LightningDataModule):
         self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
     @property
-    def _is_alone(self) -> bool:
-        """Whether someone else than a Trainer is at work, perhaps after or before one."""
-        return self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING
+    def _running(self) -> L.Trainer | None:
+        """The Trainer while it is at work; None in a loop of one's own, perhaps before or after one."""
+        is_running = self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING
+        return self.trainer if is_running else None
 
     @property
     def _is_fit(self) -> bool:
         """Whether the training text is in use; without a Trainer that is up to the caller."""
-        return self.trainer is None or self._is_alone or self.trainer.state.fn == "fit"
+        return self._running is None or self._running.state.fn == "fit"
 
     def _check_alone(self) -> None:
         if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
