@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+from pathlib import Path
+
 import pytest
 
-from lit_transformer.cli import remember_fewer_products
+from lit_transformer.cli import main, remember_fewer_products
 
 _MANY_SHAPES = """
 import ctypes, os
@@ -75,3 +77,50 @@ def test_the_environment_may_say_how_many(
         patch.setattr(os, "environ", given)
         remember_fewer_products()
     assert (given["ONEDNN_PRIMITIVE_CACHE_CAPACITY"], given["LRU_CACHE_CAPACITY"]) == expected
+
+
+_HAS_GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
+
+
+@pytest.mark.skipif(not _HAS_GLIBC, reason="the setting is one of glibc")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, ["start", "start glibc.malloc.tcache_count=0"]),
+        (
+            "glibc.malloc.arena_max=2",
+            ["start glibc.malloc.arena_max=2", "start glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0"],
+        ),
+        ("glibc.malloc.tcache_count=3", ["start glibc.malloc.tcache_count=3"]),
+    ],
+)
+def test_fit_starts_anew_once_with_the_same_command_line(
+    tmp_path: Path, given: str | None, expected: list[str]
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from lit_transformer.cli import start_with_a_whole_heap\n"
+        "print('start', os.environ.get('GLIBC_TUNABLES', ''), flush=True)\n"
+        "start_with_a_whole_heap()\n"
+        "print('goes on', *sys.argv[1:], sys.flags.utf8_mode)\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if given is not None:
+        environment["GLIBC_TUNABLES"] = given
+    command = [sys.executable, "-X", "utf8", str(program), "a b", "--c"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = [line.rstrip() for line in finished.stdout.splitlines()]
+    assert lines == [*expected, "goes on a b --c 1"]
+
+
+def test_only_the_program_fit_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[object] = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execv", lambda *command: starts.append(command))
+    monkeypatch.setattr("lit_transformer.cli._run", lambda arguments: 0)
+    for argv, given in ((["translate"], None), (["fit"], ["fit"]), (["fit"], None)):
+        monkeypatch.setattr(sys, "argv", ["lit-transformer", *argv])
+        with pytest.raises(SystemExit):
+            main(given)
+        assert bool(starts) == (_HAS_GLIBC and argv == ["fit"] and given is None)

@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 from lit_transformer.kernels import product
 
 
+_SLICE = 1 << 18  # numbers worked on at a time: 1 MiB in float32, which stays in the cache of a core
+
+
 class Origin(NamedTuple):
     """What rows are made from. It is kept for gradients anyway, so the rows need not be: they are made again.
 
@@ -228,4 +231,12 @@ def _parameter_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """Of the weight and of the bias of a linear layer."""
     d_weight = (gradient.t() @ x).to(weight.dtype)
-    return d_weight, gradient.sum(0, dtype=weight.dtype) if has_bias else None
+    return d_weight, _column_sums(gradient, weight.dtype) if has_bias else None
+
+
+def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """``rows.sum(0, dtype=dtype)``, for which torch would first write all rows down in another type."""
+    if rows.dtype == dtype:
+        return rows.sum(0)
+    parts = rows.split(max(1, _SLICE // rows.size(1)))
+    return torch.stack([part.sum(0, dtype=dtype) for part in parts]).sum(0)

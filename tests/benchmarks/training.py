@@ -265,7 +265,11 @@ def measure(options: argparse.Namespace, ids: Path) -> dict[str, Any]:
     def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, __file__, *sys.argv[1:], "--ids", str(ids), "--worker", name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        own = {**environment, "PYTHONPATH": str(options.before.resolve())} if name.startswith("before") else environment
+        own = dict(environment)
+        if name.startswith("before"):
+            own["PYTHONPATH"] = str(options.before.resolve())
+        elif name.endswith("+heap"):
+            own["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=0"  # as start_with_a_whole_heap() says
         log = None if os.environ.get("BENCHMARK_DEBUG") else subprocess.DEVNULL
         return subprocess.Popen(command, env=own, text=True, stderr=log, **pipes)  # type: ignore[call-overload]
 
