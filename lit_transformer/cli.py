@@ -76,7 +76,7 @@ def start_with_a_whole_heap() -> None:
     it, too. Elsewhere than on glibc nothing happens.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.tcache_count" in tunables or _glibc() is None:
+    if "glibc.malloc.tcache_count" in tunables or _glibc() is None or not sys.executable:
         return
     os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, "glibc.malloc.tcache_count=0")))
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -6,7 +6,6 @@ import ctypes
 import os
 import subprocess
 import sys
-
 from pathlib import Path
 
 import pytest

@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from lit_transformer.kernels import product
 
-
 _SLICE = 1 << 18  # numbers worked on at a time: 1 MiB in float32, which stays in the cache of a core
 
 
