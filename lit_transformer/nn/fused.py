@@ -237,5 +237,5 @@ def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """``rows.sum(0, dtype=dtype)``, for which torch would first write all rows down in another type."""
     if rows.dtype == dtype:
         return rows.sum(0)
-    parts = rows.split(max(1, _SLICE // rows.size(1)))
+    parts = torch.split(rows, max(1, _SLICE // rows.size(1)))
     return torch.stack([part.sum(0, dtype=dtype) for part in parts]).sum(0)
