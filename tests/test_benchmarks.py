@@ -1,5 +1,6 @@
 """The benchmark scripts run from end to end and say what they should, at sizes that measure nothing."""
 
+import importlib
 import json
 import random
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_transformer import SubwordTokenizer, Transformer, Translator
 from lit_transformer.interfaces import SentencePair, TranslationBatch
@@ -66,6 +68,19 @@ def test_the_schedule_on_paper_counts_what_the_benchmark_counts():
         if line.startswith(("| base", "| big")):
             name, *figures = [cell.strip() for cell in line.split("|")[1:-1]]
             assert f"| {name}, 40 % | {' | '.join(figures[:-1])} |" in table
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_the_limit_of_decoding_counts_what_the_network_multiplies(size, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    decoding = importlib.import_module("decoding")
+    network = Transformer(decoding.VOCAB_SIZE, **decoding.SIZES[size]).eval()
+    src, tgt_input = torch.full((2, 5), 7), torch.full((2, 3), 7)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(src, tgt_input)
+    counts = counter.get_flop_counts()["Global"]
+    by_weights = sum(counts.get(operation, 0) for operation in (torch.ops.aten.addmm, torch.ops.aten.mm))
+    assert decoding.multiplications(size, src.numel(), tgt_input.numel()) == by_weights / 2
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ Each system runs in a process of its own and gets the same weights (random), the
 hypotheses of a forced length. Rounds alternate between the systems; the table shows medians. A system is
 NAME:PRECISION:ARRANGEMENT, where an arrangement of 2x1 is two workers of one thread and 1x2 one of two threads. Our
 precisions are float32, bf16 and int8 of the prepared network, plain for the network as it is trained, and
-compiled-float32 and compiled-int8, whose steps use one thread in any case.
+compiled-float32 and compiled-int8, whose steps use one thread in any case. `limit` is no system: it does the
+arithmetic of the task in a few large products.
 Sources are the lines of test_2016_flickr.en in the folder that MULTI30K names, each word a number; without it,
 random numbers. Sentences per CPU second count what a process uses of one core, so that they can be compared on a busy
 machine; they are given for one worker only.
@@ -29,6 +30,7 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -219,11 +221,45 @@ def ct2(size: str, precision: str, workers: int, threads: int) -> Decoder:
     return decode
 
 
+def multiplications(size: str, num_source: int, num_target: int) -> int:
+    """By weights, of a network that reads so many source tokens and takes so many target tokens into account."""
+    layers, d, d_ff = (SIZES[size][name] for name in ("num_layers", "d_model", "d_ff"))
+    per_source = layers * (4 * d * d + 2 * d * d_ff + 2 * d * d)  # the last: keys and values for the decoder
+    per_target = layers * (6 * d * d + 2 * d * d_ff) + d * VOCAB_SIZE
+    return num_source * per_source + num_target * per_target
+
+
+def limit(size: str, precision: str, workers: int, threads: int) -> Decoder:
+    """The multiplications by weights that the task needs, in a few large products, which suit the machine best."""
+    import torch
+    from torch import nn
+
+    from lit_transformer.nn.products import Product
+
+    torch.set_num_threads(threads)
+    width, rows_at_once = 1024, 1024
+    product = Product([nn.Linear(width, width)], precision)  # type: ignore[arg-type]
+    inputs = torch.ones(rows_at_once, width, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+
+    @torch.inference_mode()
+    def one(batch: Batch, beam: int) -> Batch:
+        rows = -(-multiplications(size, sum(len(row) + 1 for row in batch), len(batch) * beam * LENGTH) // width**2)
+        for start in range(0, rows, rows_at_once):
+            product(inputs[: rows - start])
+        return [[] for _ in batch]
+
+    def decode(batches: list[Batch], beam: int) -> list[Batch]:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(one, batches, [beam] * len(batches)))
+
+    return decode
+
+
 def serve(system: str, size: str, pipe: Connection) -> None:
     """The life of one system's process: build, then a round for each request."""
     name, precision, arrangement = system.split(":")
     workers, threads = map(int, arrangement.split("x"))
-    decode = {"ours": ours, "hf": hf, "ct2": ct2}[name](size, precision, workers, threads)
+    decode = {"ours": ours, "hf": hf, "ct2": ct2, "limit": limit}[name](size, precision, workers, threads)
     rows = sources()
     for beam in (1, 4):
         decode([rows[:8]], beam)
@@ -246,7 +282,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, list[dict[str, A
     context, running = multiprocessing.get_context("spawn"), {}
     for system in options.systems:
         name = system.split(":")[0]
-        needed = {"ours": "lit_transformer", "hf": "transformers", "ct2": "ctranslate2"}[name]
+        needed = {"hf": "transformers", "ct2": "ctranslate2"}.get(name, "lit_transformer")
         if find_spec(needed) is None:
             print(f"{system} is left out: {needed} is not installed", file=sys.stderr)
             continue
