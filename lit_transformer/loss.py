@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lit_transformer.divergence import agreeing
-from lit_transformer.kernels import ROW_STEP, product, rounded
+from lit_transformer.kernels import ROW_STEP, SLICE, product, rounded
 
-_CPU_CHUNK = 1 << 24  # bytes of logits held at a time, enough rows for fast matrix products
-_CPU_SLICE = 1 << 18  # logits of them, worked on at a time: 1 MiB in float32, which stays in the cache of a core
+_CPU_CHUNK = 1 << 24  # bytes of logits held at a time
+_CPU_ROWS = 192  # but no fewer rows than that, which would make slow matrix products
+_CPU_SLICE = SLICE  # logits of a chunk, worked on at a time
 _GPU_CHUNK = 1 << 27  # bytes: enough rows to keep an accelerator busy
 
 
@@ -84,7 +85,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
         apart = x.new_zeros((), dtype=full)  # divergence of all pairs of rows
         is_on_cpu = x.device.type == "cpu"
-        size = (_CPU_CHUNK if is_on_cpu else _GPU_CHUNK) // (len(weight) * x.element_size())
+        row = len(weight) * x.element_size()  # bytes
+        size = max(_CPU_ROWS, _CPU_CHUNK // row) if is_on_cpu else _GPU_CHUNK // row
         for rows in _slices(len(labels), size - size % ROW_STEP or size):  # only the last is filled up
             inputs = _filled(x[rows]) if is_on_cpu else x[rows]
             logits = product(inputs, w)  # (rows, V)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_transformer.cli import main, remember_fewer_products
+from lit_transformer.cli import WHOLE_HEAP, main, remember_fewer_products
 
 _MANY_SHAPES = """
 import ctypes, os
@@ -85,10 +85,10 @@ _HAS_GLIBC = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_lib
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, ["start", "start glibc.malloc.tcache_count=0"]),
+        (None, ["start", f"start {WHOLE_HEAP}"]),
         (
             "glibc.malloc.arena_max=2",
-            ["start glibc.malloc.arena_max=2", "start glibc.malloc.arena_max=2:glibc.malloc.tcache_count=0"],
+            ["start glibc.malloc.arena_max=2", f"start glibc.malloc.arena_max=2:{WHOLE_HEAP}"],
         ),
         ("glibc.malloc.tcache_count=3", ["start glibc.malloc.tcache_count=3"]),
     ],
@@ -105,6 +105,7 @@ def test_fit_starts_anew_once_with_the_same_command_line(
         "print('goes on', *sys.argv[1:], sys.flags.utf8_mode)\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment.pop("LIT_TRANSFORMER_STARTED_ANEW", None)
     if given is not None:
         environment["GLIBC_TUNABLES"] = given
     command = [sys.executable, "-X", "utf8", str(program), "a b", "--c"]
@@ -115,7 +116,9 @@ def test_fit_starts_anew_once_with_the_same_command_line(
 
 def test_only_the_program_fit_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     starts: list[object] = []
-    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name in ("GLIBC_TUNABLES", "LIT_TRANSFORMER_STARTED_ANEW"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(sys, "gettrace", lambda: None)
     monkeypatch.setattr(os, "execv", lambda *command: starts.append(command))
     monkeypatch.setattr("lit_transformer.cli._run", lambda arguments: 0)
     for argv, given in ((["translate"], None), (["fit"], ["fit"]), (["fit"], None)):
@@ -123,3 +126,29 @@ def test_only_the_program_fit_starts_anew(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(SystemExit):
             main(given)
         assert bool(starts) == (_HAS_GLIBC and argv == ["fit"] and given is None)
+
+
+@pytest.mark.skipif(not _HAS_GLIBC, reason="the setting is one of glibc")
+def test_it_starts_anew_once_where_the_setting_gets_lost(tmp_path: Path) -> None:
+    forgetful = tmp_path / "python"
+    forgetful.write_text(f'#!/bin/sh\necho start\nunset GLIBC_TUNABLES\nexec {sys.executable} "$@"\n')
+    forgetful.chmod(0o755)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        f"sys.executable = {str(forgetful)!r}\n"
+        "os.environ.pop('GLIBC_TUNABLES', None)\n"
+        "from lit_transformer.cli import start_with_a_whole_heap\n"
+        "start_with_a_whole_heap()\n"
+        "print('goes on')\n"
+    )
+    finished = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, timeout=60)
+    assert finished.stdout.split("\n") == ["start", "goes on", ""]
+
+
+def test_a_program_from_standard_input_runs_on() -> None:
+    program = "from lit_transformer.cli import start_with_a_whole_heap\nstart_with_a_whole_heap()\nprint('goes on')\n"
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-", "fit"]
+    finished = subprocess.run(command, input=program, env=environment, capture_output=True, text=True, check=True)
+    assert finished.stdout == "goes on\n"

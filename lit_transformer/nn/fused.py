@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lit_transformer.kernels import product
-
-_SLICE = 1 << 18  # numbers worked on at a time: 1 MiB in float32, which stays in the cache of a core
+from lit_transformer.kernels import SLICE, product
 
 
 class Origin(NamedTuple):
@@ -234,8 +232,8 @@ def _parameter_gradients(
 
 
 def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """``rows.sum(0, dtype=dtype)``, for which torch would first write all rows down in another type."""
+    """``rows.sum(0, dtype=dtype)``, for which torch would first copy all rows into that type."""
     if rows.dtype == dtype:
         return rows.sum(0)
-    parts = torch.split(rows, max(1, _SLICE // rows.size(1)))
+    parts = torch.split(rows, max(1, SLICE // rows.size(1)))
     return torch.stack([part.sum(0, dtype=dtype) for part in parts]).sum(0)

@@ -234,8 +234,9 @@ def limit(size: str, precision: str, workers: int, threads: int) -> Decoder:
     import torch
     from torch import nn
 
-    from lit_transformer.nn.products import Product
+    from lit_transformer.nn.products import Product, check_precision
 
+    check_precision(precision)
     torch.set_num_threads(threads)
     width, rows_at_once = 1024, 1024
     product = Product([nn.Linear(width, width)], precision)  # type: ignore[arg-type]
@@ -249,7 +250,7 @@ def limit(size: str, precision: str, workers: int, threads: int) -> Decoder:
         return [[] for _ in batch]
 
     def decode(batches: list[Batch], beam: int) -> list[Batch]:
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             return list(pool.map(one, batches, [beam] * len(batches)))
 
     return decode

@@ -5,7 +5,8 @@
 Each contestant lives in a process of its own. All are loaded, then make their rounds in turn, so that a machine whose
 speed drifts drifts for all of them; compare numbers of one run only. MULTI30K is a folder with train.en and train.de
 (plain or .gz); without it, random ids of like lengths are used. A name that ends in +heap asks glibc to keep freed
-memory, as `lit-transformer fit` does. `before` is `ours` of another copy of the package, see --before.
+memory and does without its caches of small pieces, as `lit-transformer fit` does. `before` is `ours` of another copy of
+the package, see --before; before+heap keeps those caches.
 """
 
 from __future__ import annotations
@@ -247,7 +248,7 @@ def product_rate(size: Any, options: argparse.Namespace) -> float:
         result = rows @ weight.T
         for left, right in ((rows, weight.T), (result, weight), (result.T, rows)):  # forward, and both gradients
             seconds = []
-            for multiply in (torch.matmul, lambda x, y: product(x, y.T)):  # the libraries of torch: MKL and oneDNN
+            for multiply in (torch.matmul, lambda x, y: product(x, y.T)):  # on CPUs by MKL and by oneDNN
                 for _ in range(5):
                     start = clock()
                     multiply(left, right)
@@ -263,6 +264,8 @@ def product_rate(size: Any, options: argparse.Namespace) -> float:
 
 def measure(options: argparse.Namespace, ids: Path) -> dict[str, Any]:
     """Starts everyone, lets them take turns, and returns all rounds."""
+    from lit_transformer.cli import WHOLE_HEAP
+
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
 
     def start(name: str) -> subprocess.Popen[str]:
@@ -272,7 +275,7 @@ def measure(options: argparse.Namespace, ids: Path) -> dict[str, Any]:
         if name.startswith("before"):
             own["PYTHONPATH"] = str(options.before.resolve())
         elif name.endswith("+heap"):
-            own["GLIBC_TUNABLES"] = "glibc.malloc.tcache_count=0"  # as start_with_a_whole_heap() says
+            own["GLIBC_TUNABLES"] = WHOLE_HEAP
         log = None if os.environ.get("BENCHMARK_DEBUG") else subprocess.DEVNULL
         return subprocess.Popen(command, env=own, text=True, stderr=log, **pipes)  # type: ignore[call-overload]
 

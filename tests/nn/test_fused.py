@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lit_transformer.kernels import has_fast_bfloat16, product
-from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread
+from lit_transformer.nn.fused import Origin, _column_sums, add_norm, collect, feed_forward, linears, spread
 
 N, D = 7, 6
 
@@ -52,6 +52,12 @@ def test_rows_made_from_their_origin_again_give_the_same_gradients():
 def test_gradient_of_linears_where_some_results_are_unused():
     x, layers = leaf(N, D), [nn.Linear(D, 4).double() for _ in range(2)]
     assert_same(linears(x, layers)[:1], [layers[0](x)], [x, layers[0].weight])
+
+
+@pytest.mark.parametrize("num_rows", [0, 3, 2000])
+def test_sums_of_half_precision_rows_in_slices_are_those_of_single_precision(num_rows):
+    rows = torch.randn(num_rows, 700).bfloat16()
+    torch.testing.assert_close(_column_sums(rows, torch.float32), rows.double().sum(0).float(), rtol=1e-5, atol=1e-4)
 
 
 def test_feed_forward():
