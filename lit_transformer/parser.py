@@ -49,6 +49,7 @@ EXAMPLES = {
     "test": (
         "lit-transformer test --config runs/tiny/config.yaml",
         "lit-transformer test --config runs/tiny/config.yaml --averaging.num_checkpoints 1 --bleu.output_path out.txt",
+        "lit-transformer test --config configs/data/own_files.yaml --ckpt_path imported --bleu.output_path out.txt",
     ),
     "predict": (
         "lit-transformer predict --config runs/tiny/config.yaml --data.predict.path data/news --data.predict.tgt null",
@@ -63,6 +64,7 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
     "trainer": "Lightning's Trainer, which decides how long and on what hardware",
 }
 CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last for that of the run"
+MODEL_HELP = f"{CKPT_PATH_HELP}; also an exported or imported folder, or a model of the Hub"
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
 
@@ -94,7 +96,7 @@ class HelpfulParser(LightningArgumentParser):
         command = self.prog.split()[-1]
         if command not in EXAMPLES or "trainer" not in self._named_groups:
             return _without_class_lists(super().format_help(*formatter))
-        self._shorten()
+        self._shorten(CKPT_PATH_HELP if command == "fit" else MODEL_HELP)
         self._arrange()
         _, _, page = super().format_help(*formatter).partition("\n\noptions:\n")
         first, title, rest = page.partition(f"\n\n{GROUPS['warmup']}:\n")
@@ -112,11 +114,11 @@ class HelpfulParser(LightningArgumentParser):
     def _named_groups(self) -> dict[str, Any]:
         return self.groups or {}
 
-    def _shorten(self) -> None:
+    def _shorten(self, ckpt_path: str) -> None:
         """Keeps the first sentence of what Lightning says of its own arguments."""
         for action in self._actions:
             if action.dest == "ckpt_path":
-                action.help = CKPT_PATH_HELP
+                action.help = ckpt_path
             elif action.dest.split(".")[0] in ("trainer", "checkpoint", "weights_only") and action.help:
                 action.help = re.split(r"(?<=[a-z`)])\.\s", f"{' '.join(str(action.help).split())} ")[0]
 

@@ -20,12 +20,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lit_transformer.beginnings import Beginning, take_weights
 from lit_transformer.callbacks import BLEUEvaluation, TranslationWriter
 from lit_transformer.callbacks.averaging import by_step
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
-from lit_transformer.checkpoints import CheckpointError, checkpoints_in, newest_checkpoint, read_checkpoint
+from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.data import TranslationDataModule
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -37,15 +38,12 @@ from lit_transformer.defaults import (
 )
 from lit_transformer.interfaces import InputError
 from lit_transformer.kernels import has_fast_bfloat16
-from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
-from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 
-DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # which weights do not depend on
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 
 
@@ -81,7 +79,7 @@ class TranslationCLI(LightningCLI):
     """
 
     def __init__(self, args: Any = None) -> None:
-        self._beginning: Translator | None = None
+        self._beginning: Beginning | None = None
         self._only = args[0] if isinstance(args, list) and args else None
         super().__init__(
             LitTransformer,
@@ -136,70 +134,8 @@ class TranslationCLI(LightningCLI):
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
     def _parse_ckpt_path(self) -> None:
-        """Finds the checkpoint, or what a training begins with."""
-        self._begin_from()
-        self._find_checkpoint()
-
-    def _begin_from(self) -> None:
-        """Takes the network's description, but for dropout, and the vocabulary from the model that fit begins with."""
-        config = self.config[self.config.subcommand]
-        if config.get("init_from") is None or self.config.subcommand != "fit" or config.get("ckpt_path"):
-            return
-        self._beginning = Translator.from_pretrained(config.init_from)
-        spec, tokenizer = self._beginning.network.spec, self._beginning.tokenizer
-        network = config.model.init_args.network
-        own = network.get("init_args") or {}
-        kept = {name: own[name] for name in DROPOUTS if name in own and name in spec["init_args"]}
-        network.class_path, network.init_args = spec["class_path"], type(config)(**{**spec["init_args"], **kept})
-        data = config.data.init_args
-        data.tokenizer, data.tokenizer_path = None, str(self._root / "tokenizer.json")
-        data.vocab_size, data.src_vocab_size = (
-            tokenizer.vocab_size,
-            None if tokenizer.joint else tokenizer.src_vocab_size,
-        )
-
-    def _find_checkpoint(self) -> None:
-        """Finds the checkpoint, and takes the network's description from it for all but fit.
-
-        Weights fit only the network that they were trained in, so scoring and predicting build that one. Resumed
-        training keeps to the configuration and refuses a checkpoint of another network.
-        """
-        subcommand = self.config.subcommand
-        config = self.config[subcommand]
-        given = config.get("ckpt_path") or ("last" if subcommand != "fit" else None)
-        if given is None:
-            return
-        path = self._root if given == "last" else Path(given)
-        if path.is_dir() and (path / WEIGHTS_FILE).is_file():
-            raise CheckpointError(
-                f"{path} is an exported folder, but {subcommand} needs a checkpoint that fit wrote; translate takes "
-                "such a folder, and fit begins with it by --init_from"
-            )
-        path = newest_checkpoint(path) if given == "last" or path.is_dir() else path
-        content = read_checkpoint(path)
-        stored = content.get("hyper_parameters", {}).get("network")
-        config.ckpt_path = str(path)
-        if not isinstance(stored, dict):
-            raise CheckpointError(f"{path} does not say how its network is built: it was not written by fit")
-        network = config.model.init_args.network
-        if subcommand == "fit":
-            if "optimizer_states" not in content:
-                raise CheckpointError(
-                    f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote"
-                )
-            self._check_same_network(network.init_args.as_dict(), stored["init_args"], path)
-        else:
-            network.class_path = stored["class_path"]
-            network.init_args = type(network)(**stored["init_args"])
-
-    @staticmethod
-    def _check_same_network(given: dict[str, Any], stored: dict[str, Any], path: Path) -> None:
-        for name in given.keys() & stored.keys():
-            if given[name] != stored[name]:
-                raise CheckpointError(
-                    f"{path} holds a network with {name}={stored[name]}, but the configuration says {given[name]}; "
-                    "continue with the configuration that the run was started with (config.yaml in its folder)"
-                )
+        """Finds the weights that the subcommand begins with."""
+        self._beginning = take_weights(self.config[self.config.subcommand], self.config.subcommand, self._root)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; arguments that a constructor refuses are the user's to mend."""
@@ -323,6 +259,7 @@ class TranslationCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BLEUEvaluation):
                 callback.config = config
+                callback.folder = None if self._beginning is None else self._beginning.path
 
     def before_predict(self) -> None:
         """Looks at the text first."""

@@ -17,6 +17,7 @@ import torch
 import yaml
 from command_line import Finished, lit, tiny_project
 
+import lit_transformer
 from lit_transformer import BeamSearch, LitTransformer, ParallelCorpus, Translator
 from lit_transformer.callbacks import average_checkpoints
 from lit_transformer.parser import PLUGS
@@ -443,7 +444,24 @@ def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(
         r"val/bleu.*", by_name.err + by_name.out
     )
     succeed("export", "run", "exported")
-    for command in ("test", "fit"):
-        refused = lit(command, "--config", "run/config.yaml", "--ckpt_path", "exported")
-        assert refused.status == 1
-        assert "exported is an exported folder" in refused.err
+    refused = lit("fit", "--config", "run/config.yaml", "--ckpt_path", "exported")
+    assert refused.status == 1
+    assert "exported is an exported folder" in refused.err
+    assert "--init_from exported" in refused.err
+
+
+def test_an_exported_folder_is_scored_and_translates_as_it_is(project: Path) -> None:
+    folder = Path(lit_transformer.__file__).parent / "tour" / "model"
+    corpus = ("--data.test", "lit_transformer.TeachingCorpus", "--data.test.init_args.split")
+    finished = succeed("test", "--config", "tiny.yaml", "--ckpt_path", folder, *corpus, "test")
+    assert "Warning" not in finished.err
+    record = json.loads((project / "run" / "test.scores.json").read_text(encoding="utf-8"))
+    assert record["scores"]["bleu"]["value"] > 80  # tiny.yaml's own network would score nothing
+    assert record["checkpoint"] == {"path": str(folder), "step": None, "averaged_from": {}}
+    assert not (project / "run" / "tokenizer.json").exists()
+    succeed("predict", "--config", "tiny.yaml", "--ckpt_path", folder)
+    lines = (project / "run" / "predictions.txt").read_text(encoding="utf-8").splitlines()
+    source = (project / "test.en").read_text(encoding="utf-8").splitlines()
+    assert lines == Translator.from_pretrained(folder, search=BeamSearch(1, max_extra_length=2))(source)
+    validated = succeed("validate", "--config", "tiny.yaml", "--ckpt_path", folder)
+    assert "val/bleu" in validated.err

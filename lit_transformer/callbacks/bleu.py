@@ -95,6 +95,7 @@ class BLEUEvaluation(Callback):
         self.num_validations = 0
         self.scores: dict[str, float] = {}
         self.config: dict[str, Any] | None = None  # for the file of scores, where a command line knows it
+        self.folder: Path | None = None  # whose exported weights are scored, which no trainer knows
         self._running = False
         self._samples: list[tuple[int, str, str, str]] = []
         self._now: dict[str, Metric] = {}
@@ -167,7 +168,8 @@ class BLEUEvaluation(Callback):
         self._lines = []
         if self.output_path is not None and trainer.is_global_zero:
             files = ScoreFiles.beside(self.output_path)
-            files.write({**self._described(intervals), "num_sentences": size, **describe_run(trainer, pl_module)})
+            run = describe_run(trainer, pl_module, self.folder)
+            files.write({**self._described(intervals), "num_sentences": size, **run})
             rank_zero_info(
                 f"wrote the references and the scores beside it: {files.references.name}, {files.scores.name}"
             )
