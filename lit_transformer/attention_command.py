@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_transformer.command_options import CHECKPOINT_HELP, command_parser, given_lines, positive, writing
@@ -28,7 +27,8 @@ def attention_parser() -> argparse.ArgumentParser:
         "the page also shows the best candidates of the search, and what the heads look at in each.\n\nexamples:\n"
         "  lit-transformer attention runs/quickstart 'I love cats'\n"
         "  lit-transformer attention runs/quickstart 'I love cats' '나는 고양이를 좋아해' --output cats\n"
-        "  lit-transformer attention runs/quickstart 'I love cats' --also positions masks warmup",
+        "  lit-transformer attention runs/quickstart 'I love cats' --also positions masks warmup\n"
+        "  lit-transformer attention runs/quickstart 'I love cats' --output cats.pdf",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("source", help="the sentence")
@@ -37,7 +37,8 @@ def attention_parser() -> argparse.ArgumentParser:
         "--output",
         default="attention",
         metavar="NAME",
-        help="files to write (default: attention); NAME.html is the page alone, NAME.png the pictures alone",
+        help="files to write (default: attention); NAME.html is the page alone, NAME.png the pictures alone, "
+        "NAME.pdf or NAME.svg the pictures for print",
     )
     parser.add_argument("--n_best", type=positive, default=4, help="candidates on the page (default: 4)")
     parser.add_argument(
@@ -56,7 +57,7 @@ def attention_parser() -> argparse.ArgumentParser:
 def attention(options: argparse.Namespace) -> None:
     """Draws the attention of every head for one sentence pair."""
     from lit_transformer.decoding import BeamSearch
-    from lit_transformer.plotting import PIXELS_PER_INCH, draw_attention
+    from lit_transformer.plotting import PICTURES, PIXELS_PER_INCH, draw_attention, split_ending
     from lit_transformer.translator import Translator
 
     given_lines([options.source, options.target or ""])
@@ -73,10 +74,10 @@ def attention(options: argparse.Namespace) -> None:
                 beams=beams,
                 others=view.others,
             )
-            stem = Path(options.output)
-            stem = stem.with_suffix("") if stem.suffix in (".png", ".html") else stem
+            stem, ending = split_ending(options.output)
+            picture = ending if ending in PICTURES else PICTURES[0]
             for name, figure in figures.items():
-                paths.append(stem.with_name(f"{stem.name}-{name}.png"))
+                paths.append(stem.with_name(f"{stem.name}-{name}{picture}"))
                 figure.savefig(paths[-1], dpi=PIXELS_PER_INCH)
     except ModuleNotFoundError as error:  # the extra is missing, which the message names
         raise InputError(str(error)) from None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PIXELS_PER_INCH = 120
+PICTURES = (".png", ".pdf", ".svg")  # the last two keep lines and letters sharp in print
 
 
 def plot_attention(
@@ -146,8 +147,9 @@ def draw_attention(
         maps: Attention weights of a batch, as ``Transformer.attention_maps`` gives them. Sentence 0 is shown.
         src_tokens: The ``S`` source tokens as text.
         tgt_tokens: The target tokens as text, ``T`` from BOS or ``T + 1`` from BOS to EOS.
-        output_stem: Where to write, such as ``"pictures/cats"``. With the ending ``.png`` only pictures are written,
-            with ``.html`` only the page, which needs no matplotlib. Missing folders are made.
+        output_stem: Where to write, such as ``"pictures/cats"``. With the ending ``.png``, ``.pdf`` or ``.svg`` only
+            pictures are written, of that kind, with ``.html`` only the page, which needs no matplotlib. Missing
+            folders are made.
         title: Heading, such as ``"I love cats → 나는 고양이를 좋아해"``.
         reference: A human translation to compare with, for the page.
         beams: The hypotheses of the search with their scores, best first, for the page.
@@ -161,9 +163,8 @@ def draw_attention(
         ValueError: If a map has another shape than the tokens ask for.
         ModuleNotFoundError: If pictures are asked for and matplotlib is not installed.
     """
-    stem = Path(output_stem)
-    ending = stem.suffix if stem.suffix in (".png", ".html") else ""
-    stem = stem.with_suffix("") if ending else stem
+    stem, ending = split_ending(output_stem)
+    picture = ending if ending in PICTURES else PICTURES[0]
     title = title or "What each head attends to"
     page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams, others=others)
     figures = {}
@@ -172,13 +173,24 @@ def draw_attention(
         for kind in ATTENTION_NAMES:
             figures[f"-{kind}"] = plot_attention(maps, src_tokens, tgt_tokens, kind=kind)
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}{name}.png") for name in figures]
+    paths = [stem.with_name(f"{stem.name}{name}{picture}") for name in figures]
     for path, figure in zip(paths, figures.values(), strict=True):
         figure.savefig(path, dpi=PIXELS_PER_INCH)
-    if ending != ".png":
+    if ending in ("", ".html"):
         paths.append(stem.with_name(f"{stem.name}.html"))
         paths[-1].write_text(page, encoding="utf-8")
     return paths
+
+
+def split_ending(output: str | Path) -> tuple[Path, str]:
+    """What files are named after, and the ending that says which of them are to be written, if one was given.
+
+    Example:
+        >>> [(str(stem), ending) for stem, ending in map(split_ending, ("cats.svg", "cats.v2"))]
+        [('cats', '.svg'), ('cats.v2', '')]
+    """
+    path = Path(output)
+    return (path.with_suffix(""), path.suffix) if path.suffix in (*PICTURES, ".html") else (path, "")
 
 
 def pixels_of(figure: Figure) -> npt.NDArray[np.uint8]:

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from command_line import Finished, lit
 from tiny_run import tiny_run as tiny_run
@@ -55,13 +56,14 @@ def test_candidates_have_the_attention_of_each_alone(tiny_run: Path) -> None:
     assert translator.attention("one cat", "rot").beams == []
 
 
-def test_attention_draws_positions_masks_and_warm_up(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "head"), [("png", b"\x89PNG"), ("pdf", b"%PDF-"), ("svg", b"<?xml")])
+def test_attention_draws_positions_masks_and_warm_up(tiny_run: Path, tmp_path: Path, kind: str, head: bytes) -> None:
     extras = ["--also", "positions", "masks", "warmup", "--warmup_steps", 100]
-    finished = lit("attention", tiny_run, "one cat", "--output", tmp_path / "x.png", "--n_best", 2, *extras)
+    finished = lit("attention", tiny_run, "one cat", "--output", tmp_path / f"x.{kind}", "--n_best", 2, *extras)
     assert finished.status == 0, finished.err
-    names = [f"x{part}.png" for part in ("", "-encoder", "-decoder", "-cross", "-positions", "-masks", "-warmup")]
+    names = [f"x{part}.{kind}" for part in ("", "-encoder", "-decoder", "-cross", "-positions", "-masks", "-warmup")]
     assert finished.out == "".join(f"{tmp_path / name}\n" for name in names)
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+    assert {path.name: path.read_bytes()[: len(head)] for path in tmp_path.glob("x*")} == dict.fromkeys(names, head)
     refused = lit("attention", tiny_run, "one", "--also", "mask")
     assert refused.status == 2
     assert "invalid choice: 'mask'" in refused.err
