@@ -265,7 +265,8 @@ class ParallelCorpus:
 
     def _table(self, path: str) -> DatasetRows:
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
-            return DatasetRows.from_files(path, self.split)
+            columns = [self.src] if self.tgt is None else [self.src, self.tgt]
+            return DatasetRows.from_files(path, self.split, columns)
         if os.path.isdir(path):
             return DatasetRows(path, self.name, self.split)
         endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)

@@ -30,6 +30,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {}),
     ".tsv": ("csv", {"sep": "\t", "quoting": 3}),  # 3: quotation marks are ordinary characters
 }
+_MARK = "\ue000"
 
 
 class DatasetRows:
@@ -64,8 +65,14 @@ class DatasetRows:
         self._hub_has_answered = False
 
     @classmethod
-    def from_files(cls, pattern: str, split: str) -> DatasetRows:
+    def from_files(cls, pattern: str, split: str, columns: list[str]) -> DatasetRows:
         """The table files that a path or pattern names.
+
+        Args:
+            pattern: The path or pattern.
+            split: What the rows are called.
+            columns: Those that hold sentences: in CSV and TSV files the words "None", "nan" and "1" are text there,
+                and if there is one alone, its empty lines count.
 
         Raises:
             CorpusError: If there are none, or their ending is not known.
@@ -81,6 +88,9 @@ class DatasetRows:
                 "line-aligned text src_path and tgt_path"
             )
         builder, options = _BUILDERS[ending]
+        if builder == "csv":
+            converters = dict.fromkeys(columns, _marked)
+            options = {**options, "converters": converters, "skip_blank_lines": len(columns) > 1}
         return cls(builder, None, split, files, options)
 
     def chunks(self, state: State | None, size: int) -> Iterator[tuple[list[Row], State]]:
@@ -100,6 +110,8 @@ class DatasetRows:
             if columns is None:
                 return
             names = list(columns)
+            for name in set(names) & self.options.get("converters", {}).keys():
+                columns[name] = [cell and cell.removeprefix(_MARK) for cell in columns[name]]
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             yield rows, copy.deepcopy(dataset.state_dict())
 
@@ -193,6 +205,11 @@ class DatasetRows:
         if self.not_found and is_missing and not self.name and "@" not in self.path:
             return f"there is {self.not_found}, and the Hub has no dataset of this name or cannot be reached"
         return f"cannot open {self._label()}"
+
+
+def _marked(cell: str) -> str:
+    """A cell with a mark before it, or pandas would take the word None for no value, and 007 for the number 7."""
+    return _MARK + cell
 
 
 def _ending(path: str) -> str | None:

@@ -264,7 +264,10 @@ def open_raw(path: str) -> BinaryIO:
 
 
 def file_identity(path: str) -> list[Any]:
-    """Name, size and a hash of both ends: stays the same when a file is copied, changes when it is edited."""
+    """Name, size and a hash of both ends: stays the same when a file is copied, changes when lines are added or lost.
+
+    An edit in the middle of a large file that keeps its size is not seen: to see it, all would have to be read.
+    """
     if is_address(path):
         return [path]
     try:
@@ -296,8 +299,8 @@ def first_block(path: str) -> tuple[bytes, float]:
         size = os.path.getsize(path)
         with open(path, "rb") as raw:
             start = raw.read(_BLOCK)
-        codec = _codec(path)
-        text = start if codec is None else codec().decompress(start)
+        make_codec = _codec(path)
+        text = start if make_codec is None else b"".join(_inflate(io.BytesIO(start), make_codec, is_whole=False))
     except _BROKEN as error:
         raise CorpusError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     return text, size / max(len(start), 1)
@@ -354,16 +357,18 @@ class _ZstdAsValueError:
         return bytes(self._codec.unused_data)
 
 
-def _inflate(raw: BinaryIO, make_codec: Callable[[], Any]) -> Iterator[bytes]:
+def _inflate(raw: BinaryIO, make_codec: Callable[[], Any], is_whole: bool = True) -> Iterator[bytes]:
     codec = None
     while chunk := raw.read(_BLOCK):
+        if codec is None:
+            chunk = chunk.lstrip(b"\0")
         while chunk:
             codec = codec or make_codec()
             yield codec.decompress(chunk)
             chunk = b""
             if codec.eof:  # compressed files may be joined end to end, and padded with zeros
                 chunk, codec = codec.unused_data.lstrip(b"\0"), None
-    if codec is not None:
+    if codec is not None and is_whole:
         raise EOFError("the compressed data end too early, the file is cut off")
 
 

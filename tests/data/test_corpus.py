@@ -88,6 +88,46 @@ def test_tables(tmp_path, kind, monkeypatch):
     assert [pair for pair in pairs if pair in expected] == expected
 
 
+@pytest.mark.parametrize(("ending", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_sentences_of_tables_that_look_like_no_value_or_like_numbers_are_text(tmp_path, ending, comma):
+    rows = [
+        ("None", "Keine"),
+        ("N/A", "k. A."),
+        ("nan", "Oma"),
+        ("null", "NULL"),
+        ("1", "007"),
+        ("1e3", "-"),
+        ("", "x"),
+    ]
+    path = tmp_path / f"ui.{ending}"
+    path.write_text("".join(f"{comma.join(row)}\n" for row in [("en", "de"), *rows]))
+    assert list(ParallelCorpus(str(path))) == rows
+    path.write_text(f"en{comma}de\n1{comma}2\n")  # nothing but numbers
+    assert list(ParallelCorpus(str(path))) == [("1", "2")]
+    with pytest.raises(CorpusError, match="no column 'fr'"):
+        list(ParallelCorpus(str(path), tgt="fr"))
+
+
+def test_empty_lines_of_a_table_with_one_column_count(tmp_path):
+    (tmp_path / "news.csv").write_text("en\nA\n\nB\n")
+    assert list(ParallelCorpus(str(tmp_path / "news.csv"), tgt=None)) == [("A", ""), ("", ""), ("B", "")]
+    (tmp_path / "pairs.csv").write_text("en,de\nA,B\n\n")
+    assert list(ParallelCorpus(str(tmp_path / "pairs.csv"))) == [("A", "B")]
+
+
+@pytest.mark.parametrize("ending", [ending for ending in COMPRESS if ending])
+def test_compressed_files_joined_end_to_end(tmp_path, ending):
+    compress = COMPRESS[ending]
+    for side in ("en", "de"):
+        parts = [compress(f"{side} {number}\n".encode() * 100) for number in range(20)]
+        padding = b"" if ending == ".zst" else b"\0" * (3 << 19)  # more than what is read at a time
+        (tmp_path / f"a.{side}{ending}").write_bytes(b"".join(parts))
+        (tmp_path / f"padded.{side}{ending}").write_bytes(parts[0] + padding + parts[1])
+    corpus = ParallelCorpus(str(tmp_path / "a"))
+    assert len(list(corpus)) == corpus.approximate_rows() == 2000
+    assert len(list(ParallelCorpus(str(tmp_path / "padded")))) == 200
+
+
 def test_pattern_reads_all_files_in_order(tmp_path):
     for number in range(3):
         pq.write_table(pa.Table.from_pylist(TABLE[number::3]), tmp_path / f"part{number}.parquet")
