@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.data import SubwordTokenizer
-from lit_transformer.interfaces import TranslationNetwork
-from lit_transformer.model_files import TOKENIZER_FILE, WEIGHTS_FILE, local_folder
+from lit_transformer.interfaces import InputError, TranslationNetwork
+from lit_transformer.model_files import TOKENIZER_FILE, holds_model, local_folder
 from lit_transformer.translator import Translator
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # which weights do not depend on
@@ -18,12 +18,12 @@ class Beginning(NamedTuple):
     """A model that is there before anything is trained.
 
     Args:
-        path: Where it was read: a checkpoint, a folder, or the Hub.
+        name: What the user gave: a checkpoint, a folder, or a name of the Hub.
         network: With its weights.
         tokenizer: Its subwords.
     """
 
-    path: Path
+    name: str
     network: TranslationNetwork
     tokenizer: SubwordTokenizer
 
@@ -43,63 +43,74 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
 
     Raises:
         CheckpointError: If there are no such weights, or the configuration says another network.
+        InputError: If the configuration has no place for them.
     """
     given, init_from = config.get("ckpt_path"), config.get("init_from")
     if subcommand == "fit":
-        if given is not None:
+        if given is not None:  # then a run goes on, however it began
             _resume(config, _checkpoint(given, root))
             return None
         return None if init_from is None else _begin(config, init_from, root)
-    if given in (None, "last"):
-        _load(config, newest_checkpoint(root))
-        return None
-    path = local_folder(given)
-    if (path / WEIGHTS_FILE).is_file():
-        return _score(config, path)
-    _load(config, newest_checkpoint(path) if path.is_dir() else path)
+    if init_from is not None:
+        raise InputError(f"--init_from is for fit: let {subcommand} take the model by --ckpt_path {init_from}")
+    if given not in (None, "last") and holds_model(path := local_folder(given)):
+        return _score(config, given, path)
+    _load(config, _checkpoint(given or "last", root))
     return None
 
 
 def _begin(config: Any, init_from: str, root: Path) -> Beginning:
     """Training takes the network but for dropout, and keeps a tokenizer of its own."""
     model = Translator.from_pretrained(init_from)
-    network, tokenizer = model.network, model.tokenizer
-    own = config.model.init_args.network.get("init_args") or {}
-    kept = {name: own[name] for name in DROPOUTS if name in own and name in network.spec["init_args"]}
-    spec = {**network.spec, "init_args": {**network.spec["init_args"], **kept}}
-    _take(config, spec, tokenizer, root / TOKENIZER_FILE)
-    return Beginning(Path(init_from), network, tokenizer)
+    own = config.model.init_args.get("network", {}).get("init_args") or {}
+    arguments = model.network.spec["init_args"]
+    kept = {name: own[name] for name in DROPOUTS if name in own and name in arguments}
+    spec = {**model.network.spec, "init_args": {**arguments, **kept}}
+    _take(config, spec, model.tokenizer, root / TOKENIZER_FILE, init_from)
+    return Beginning(init_from, model.network, model.tokenizer)
 
 
-def _score(config: Any, folder: Path) -> Beginning:
+def _score(config: Any, given: str, folder: Path) -> Beginning:
     """An exported or imported folder is scored as it is."""
     model = Translator.from_pretrained(folder)
-    _take(config, model.network.spec, model.tokenizer, folder / TOKENIZER_FILE)
-    config.ckpt_path, config.averaging.num_checkpoints = None, 1
-    return Beginning(folder, model.network, model.tokenizer)
+    _take(config, model.network.spec, model.tokenizer, folder / TOKENIZER_FILE, given)
+    config.ckpt_path = None
+    return Beginning(given, model.network, model.tokenizer)
 
 
-def _take(config: Any, spec: dict[str, Any], tokenizer: SubwordTokenizer, tokenizer_path: Path) -> None:
+def _take(config: Any, spec: dict[str, Any], tokenizer: SubwordTokenizer, tokenizer_path: Path, given: str) -> None:
+    """Lets the configuration say what a folder holds."""
+    model, data = config.model.init_args, config.data.init_args
+    if "network" not in model:
+        raise InputError(f"{config.model.class_path} takes no network, so it cannot take that of {given}")
     _name_network(config, spec)
-    data = config.data.init_args
-    data.tokenizer, data.tokenizer_path = None, str(tokenizer_path)
-    data.vocab_size = tokenizer.vocab_size
-    data.src_vocab_size = None if tokenizer.joint else tokenizer.src_vocab_size
+    sizes = {
+        "vocab_size": tokenizer.vocab_size,
+        "src_vocab_size": None if tokenizer.joint else tokenizer.src_vocab_size,
+    }
+    for name, value in {"tokenizer": None, "tokenizer_path": str(tokenizer_path), **sizes}.items():
+        if name in data:
+            data[name] = value
+        elif value is not None:
+            raise InputError(f"{config.data.class_path} takes no {name}, which has to come from {given}")
 
 
 def _name_network(config: Any, spec: dict[str, Any]) -> None:
-    network = config.model.init_args.network
-    network.class_path, network.init_args = spec["class_path"], type(config)(**spec["init_args"])
+    model = config.model.init_args
+    if "network" in model:  # else the module builds its own
+        model.network.class_path, model.network.init_args = spec["class_path"], type(config)(**spec["init_args"])
 
 
 def _checkpoint(given: str, root: Path) -> Path:
     """The file that ``--ckpt_path`` means."""
+    if "://" in given:
+        raise CheckpointError(f"{given} is an address: download the checkpoint first, and give the file")
     path = root if given == "last" else Path(given)
-    if (path / WEIGHTS_FILE).is_file():
+    if given != "last" and holds_model(path):
         raise CheckpointError(
             f"{path} is an exported folder, from which training cannot go on: begin with it by --init_from {path}"
         )
-    return newest_checkpoint(path) if path.is_dir() or given == "last" else path
+    return newest_checkpoint(path) if given == "last" or path.is_dir() else path
 
 
 def _load(config: Any, path: Path) -> None:
@@ -114,7 +125,8 @@ def _resume(config: Any, path: Path) -> None:
     stored = _stored_network(content, path)["init_args"]
     if "optimizer_states" not in content:
         raise CheckpointError(f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote")
-    given = config.model.init_args.network.init_args.as_dict()
+    network = config.model.init_args.get("network")
+    given = network.init_args.as_dict() if network else {}
     for name in given.keys() & stored.keys():
         if given[name] != stored[name]:
             raise CheckpointError(

@@ -88,7 +88,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).exists():
         raise CheckpointError(
-            f"checkpoint {path} does not exist; give a .ckpt file, the folder of a run or an exported folder"
+            f"checkpoint {path} does not exist; give a .ckpt file, the folder of a run or, to translate or score, an "
+            "exported folder"
         )
     try:
         content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)

@@ -65,6 +65,16 @@ class TranslationBatch:
         """Real target tokens to predict (EOS counted, padding not), a scalar tensor."""
         return (self.labels != PAD_ID).sum()
 
+    @property
+    def blank(self) -> list[bool]:
+        """Which sentences say nothing, ``B`` answers, so that their translation is empty; none if no texts are known.
+
+        Example:
+            >>> TranslationBatch(torch.tensor([[5, 2], [2, 0]]), torch.empty(2, 0), ["cats", " "]).blank
+            [False, True]
+        """
+        return [not source.strip() for source in self.sources] or [False] * len(self)
+
     def __len__(self) -> int:
         """Number of sentence pairs, ``B``."""
         return self.src.size(0)

@@ -33,9 +33,14 @@ def read_model(path: str | Path, revision: str | None = None) -> Model:
         CheckpointError: If there is nothing there to translate with.
     """
     path = local_folder(path, revision)
-    if any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
+    if holds_model(path):
         return _from_folder(path)
     return _from_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
+
+
+def holds_model(path: Path) -> bool:
+    """Whether this is the folder of a model, of ours or of another package, rather than of a run or a checkpoint."""
+    return any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
 
 
 def write_model(network: TranslationNetwork, tokenizer: SubwordTokenizer, folder: str | Path) -> Path:

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.beginnings import Beginning, take_weights
-from lit_transformer.callbacks import BLEUEvaluation, TranslationWriter
+from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, TranslationWriter
 from lit_transformer.callbacks.averaging import by_step
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.score_files import ScoreFiles
@@ -38,6 +38,7 @@ from lit_transformer.defaults import (
 )
 from lit_transformer.interfaces import InputError
 from lit_transformer.kernels import has_fast_bfloat16
+from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
@@ -147,6 +148,9 @@ class TranslationCLI(LightningCLI):
             raise InputError(plain_message(str(error))) from error
         if self._beginning is not None:
             self.model.network.load_state_dict(self._beginning.network.state_dict())
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, CheckpointAveraging):
+                    callback.num_checkpoints = 1  # of one model; fit averages nothing
         self._check_lengths()
 
     def _check_lengths(self) -> None:
@@ -234,6 +238,10 @@ class TranslationCLI(LightningCLI):
     def _make_room(self, config: Any) -> None:
         """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
         folder = self._root / "checkpoints"
+        if not config.ckpt_path and (self._root / WEIGHTS_FILE).is_file():
+            raise InputError(
+                f"{self._root} is the folder of a model, not of a run: choose another --trainer.default_root_dir"
+            )
         if config.ckpt_path or config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
             return
         if not config.overwrite:
@@ -259,7 +267,7 @@ class TranslationCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BLEUEvaluation):
                 callback.config = config
-                callback.folder = None if self._beginning is None else self._beginning.path
+                callback.folder = None if self._beginning is None else self._beginning.name
 
     def before_predict(self) -> None:
         """Looks at the text first."""

@@ -18,8 +18,17 @@ import yaml
 from command_line import Finished, lit, tiny_project
 
 import lit_transformer
-from lit_transformer import BeamSearch, LitTransformer, ParallelCorpus, Translator
+from lit_transformer import (
+    BeamSearch,
+    LitTransformer,
+    ParallelCorpus,
+    SentencePair,
+    SubwordTokenizer,
+    Transformer,
+    Translator,
+)
 from lit_transformer.callbacks import average_checkpoints
+from lit_transformer.model_files import write_model
 from lit_transformer.parser import PLUGS
 
 NEXT_TO_LAST, LAST = "step=4.ckpt", "step=8.ckpt"
@@ -459,9 +468,52 @@ def test_an_exported_folder_is_scored_and_translates_as_it_is(project: Path) -> 
     assert record["scores"]["bleu"]["value"] > 80  # tiny.yaml's own network would score nothing
     assert record["checkpoint"] == {"path": str(folder), "step": None, "averaged_from": {}}
     assert not (project / "run" / "tokenizer.json").exists()
-    succeed("predict", "--config", "tiny.yaml", "--ckpt_path", folder)
-    lines = (project / "run" / "predictions.txt").read_text(encoding="utf-8").splitlines()
-    source = (project / "test.en").read_text(encoding="utf-8").splitlines()
+    source = ["I love cats", "", "   ", "The dog sleeps"]  # a line without text has no translation
+    (project / "news.en").write_text("".join(f"{line}\n" for line in source), encoding="utf-8")
+    succeed("predict", "--config", "tiny.yaml", "--ckpt_path", folder, "--data.predict.path", "news")
+    lines = (project / "run" / "predictions.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert lines[1:3] == ["", ""]
     assert lines == Translator.from_pretrained(folder, search=BeamSearch(1, max_extra_length=2))(source)
-    validated = succeed("validate", "--config", "tiny.yaml", "--ckpt_path", folder)
+    pair = "--averaging.num_checkpoints", "3"  # of a folder there is no more than one
+    validated = succeed("validate", "--config", "tiny.yaml", "--ckpt_path", folder, *pair)
     assert "val/bleu" in validated.err
+
+
+OWN_PARTS = """
+from lit_transformer import LitTransformer, ParallelCorpus, Transformer, TranslationDataModule
+
+class OwnData(TranslationDataModule):
+    def __init__(self, vocab_size: int = 1500, max_rows: int = 4):
+        super().__init__(test=ParallelCorpus("test", max_rows=max_rows), vocab_size=vocab_size)
+
+class OwnModule(LitTransformer):
+    def __init__(self, width: int = 32):
+        super().__init__(Transformer(300, num_layers=1, d_model=width, num_heads=2))
+"""
+
+
+def test_a_folder_that_cannot_be_scored_says_why(project: Path) -> None:
+    model = Path(lit_transformer.__file__).parent / "tour" / "model"
+    (project / "own_parts.py").write_text(OWN_PARTS)
+    (project / "hf").mkdir()
+    (project / "hf" / "config.json").write_text('{"model_type": "marian"}')
+    for options, words in {
+        ("--init_from", model): f"--init_from is for fit: let test take the model by --ckpt_path {model}",
+        ("--ckpt_path", "hf"): "lit-transformer import first",
+        ("--ckpt_path", "https://example.com/x.ckpt"): "https://example.com/x.ckpt is an address",
+        ("--ckpt_path", model, "--data", "own_parts.OwnData"): "own_parts.OwnData takes no tokenizer_path",
+        ("--ckpt_path", model, "--model", "own_parts.OwnModule"): "own_parts.OwnModule takes no network",
+    }.items():
+        refused = lit("test", "--config", "tiny.yaml", *options)
+        assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+        assert words in refused.err
+    refused = lit("fit", "--config", "tiny.yaml", "--init_from", model, "--trainer.default_root_dir", model)
+    assert refused.status == 1
+    assert f"{model} is the folder of a model, not of a run" in refused.err
+
+
+def test_small_vocabularies_of_words_are_scored_too(project: Path) -> None:
+    recipe = SubwordTokenizer("word", vocab_size=30, min_frequency=1, byte_fallback=False)
+    recipe.train([SentencePair("a b c", "c b a")])
+    folder = write_model(Transformer(recipe.vocab_size, num_layers=1, d_model=16, num_heads=2, d_ff=16), recipe, "word")
+    succeed("test", "--config", "tiny.yaml", "--ckpt_path", folder)

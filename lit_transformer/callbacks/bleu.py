@@ -95,7 +95,7 @@ class BLEUEvaluation(Callback):
         self.num_validations = 0
         self.scores: dict[str, float] = {}
         self.config: dict[str, Any] | None = None  # for the file of scores, where a command line knows it
-        self.folder: Path | None = None  # whose exported weights are scored, which no trainer knows
+        self.folder: str | None = None  # whose exported weights are scored, which no trainer knows
         self._running = False
         self._samples: list[tuple[int, str, str, str]] = []
         self._now: dict[str, Metric] = {}
@@ -225,7 +225,8 @@ class BLEUEvaluation(Callback):
             raise MisconfigurationException(
                 f"{type(self).__name__} scores one set of sentences, but the trainer got several dataloaders; pass one"
             )
-        texts = [one_line(text) for text in self._translate(trainer, pl_module, batch.src)]
+        found = zip(self._translate(trainer, pl_module, batch.src), batch.blank, strict=True)
+        texts = ["" if is_blank else one_line(text) for text, is_blank in found]
         references = [one_line(text) for text in batch.references]  # scored as they are written
         numbers = sentence_numbers(batch)
         kept = self._counts.scores if self._counts else {}
@@ -234,8 +235,8 @@ class BLEUEvaluation(Callback):
             metric.update(texts, references, *([rows[name]] if name in rows else []))
         if self._counts:
             self._counts.add(numbers, rows)
-        found = zip(numbers, batch.sources, batch.references, texts, strict=True)
-        self._samples = sorted([*self._samples, *found])[: self.num_samples]
+        samples = zip(numbers, batch.sources, batch.references, texts, strict=True)
+        self._samples = sorted([*self._samples, *samples])[: self.num_samples]
         for lines, written in zip(self._lines, (texts, references), strict=False):
             for number, text in zip(numbers, written, strict=True):
                 lines.add(number, text)

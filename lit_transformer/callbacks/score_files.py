@@ -91,7 +91,7 @@ def describe_score(value: float, metric: object, interval: Interval | None) -> d
     return {"value": value, "signature": metric.interval_signature(), "interval": around}
 
 
-def describe_run(trainer: L.Trainer, pl_module: L.LightningModule, folder: Path | None = None) -> dict[str, Any]:
+def describe_run(trainer: L.Trainer, pl_module: L.LightningModule, folder: str | None = None) -> dict[str, Any]:
     """What was scored, with what, when and where from: a checkpoint, or the exported weights in ``folder``."""
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
     network = getattr(pl_module, "network", None)
@@ -113,12 +113,12 @@ def describe_run(trainer: L.Trainer, pl_module: L.LightningModule, folder: Path 
     }
 
 
-def _checkpoint(trainer: L.Trainer, folder: Path | None) -> dict[str, Any]:
+def _checkpoint(trainer: L.Trainer, folder: str | None) -> dict[str, Any]:
     """Where the weights come from: a file and its step, and the files that it or the callback averaged."""
     path = trainer.ckpt_path
     if path is None:
         step = trainer.global_step if folder is None else None
-        return {"path": folder and str(folder), "step": step, "averaged_from": {}}
+        return {"path": folder, "step": step, "averaged_from": {}}
     averaging = next((one for one in trainer.callbacks if isinstance(one, CheckpointAveraging)), None)  # type: ignore[attr-defined]
     try:
         content = read_checkpoint(path)

@@ -21,6 +21,8 @@ from lit_transformer.data.textfiles import compressing
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationBatch
 from lit_transformer.translator import one_line
 
+NOTHING = Hypothesis(tokens=[], log_prob=0.0, score=0.0)  # the translation of a line without text
+
 
 def decoder(trainer: L.Trainer) -> Any:
     """The tokenizer of the trainer's data module.
@@ -175,8 +177,8 @@ class TranslationWriter(Callback):
         if self._lines is None:
             return
         numbers, tokenizer = sentence_numbers(batch), decoder(trainer)
-        for number, hypotheses in zip(numbers, outputs, strict=True):
-            self._lines.add(number, self.format(number, hypotheses, tokenizer))
+        for number, hypotheses, is_blank in zip(numbers, outputs, batch.blank, strict=True):
+            self._lines.add(number, self.format(number, [NOTHING] if is_blank else hypotheses, tokenizer))
         if trainer.received_sigterm:  # which Lightning's loop of predictions does not look at
             raise SIGTERMException
 

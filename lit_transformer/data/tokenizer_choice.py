@@ -36,10 +36,12 @@ class TokenizerChoice:
         tags: Sequence[str],
     ) -> None:
         self.path, self.vocab_size, self.src_vocab_size = path, vocab_size, src_vocab_size
-        self._has_recipe = given is not None
+        self._has_recipe, self._tags = given is not None, tags
         self._is_given = path is not None or (given is not None and given.is_trained)
-        self.tokenizer = self._completed(given or SubwordTokenizer(), tags)
-        self._check_sizes(self.tokenizer)
+        self.tokenizer = given or SubwordTokenizer()
+        if given is not None or path is None:  # else there may be no need of a recipe
+            self.tokenizer = self._completed(self.tokenizer)
+            self._check_sizes(self.tokenizer)
 
     def make(self, folder: str, pairs: Callable[[], Iterable[SentencePair]], fingerprint: Callable[[], str]) -> None:
         """Takes the named file if it is there; else the tokenizer is made from the text, or taken from an earlier run.
@@ -57,6 +59,7 @@ class TokenizerChoice:
         if self.path and Path(self.path).exists():
             self._take_file(Path(self.path))
         else:
+            self.tokenizer = self._completed(self.tokenizer)
             self.tokenizer.train_or_load(self._file(folder), pairs, fingerprint())
 
     def find(self, folder: str, has_checkpoint: bool) -> None:
@@ -94,10 +97,10 @@ class TokenizerChoice:
     def _file(self, folder: str) -> Path:
         return Path(self.path or Path(folder) / "tokenizer.json")
 
-    def _completed(self, tokenizer: SubwordTokenizer, tags: Sequence[str]) -> SubwordTokenizer:
+    def _completed(self, tokenizer: SubwordTokenizer) -> SubwordTokenizer:
         """The recipe with the sizes that are set, where it does not set its own, and with the tags."""
         recipe = dict(tokenizer.recipe)
-        recipe["tags"] = list(dict.fromkeys([*recipe["tags"], *tags]))
+        recipe["tags"] = list(dict.fromkeys([*recipe["tags"], *self._tags]))
         if recipe["vocab_size"] == SubwordTokenizer().vocab_size:
             recipe["vocab_size"] = self.vocab_size
         if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_transformer.checkpoints import newest_checkpoint, read_checkpoint
 from lit_transformer.interfaces import TranslationNetwork
-from lit_transformer.model_files import CONFIG_FILE, WEIGHTS_FILE, local_folder
+from lit_transformer.model_files import holds_model, local_folder
 
 
 def weights_of(checkpoint: str | Path) -> Path:
@@ -19,7 +19,7 @@ def weights_of(checkpoint: str | Path) -> Path:
         CheckpointError: If there is nothing there to translate with.
     """
     path = local_folder(checkpoint)
-    if path.is_dir() and not any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
+    if path.is_dir() and not holds_model(path):
         return newest_checkpoint(path)
     return path
 
@@ -35,6 +35,8 @@ def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwor
         network: The network in it.
     """
     record = scores.get("checkpoint")
+    if isinstance(record, dict) and record.get("path") and record.get("step") is None:
+        return f"are of {record['path']}, whose weights they do not know; push the checkpoint that it was made from"
     if not isinstance(record, dict) or record.get("step") is None:
         return f"do not tell which checkpoint was scored; score {weights} with test"
     if weights.is_dir():

@@ -1,7 +1,9 @@
 """BLEUEvaluation logs sacrebleu's scores of what the module translates."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -10,7 +12,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.strategies import FSDPStrategy
-from standins import SENTENCES, TRANSLATIONS, Data, Module, trainer
+from standins import SENTENCES, TRANSLATIONS, Batches, Data, Module, trainer
+from torch.utils.data import DataLoader
 from torchmetrics.text import CharErrorRate
 
 from lit_transformer.callbacks.bleu import BLEUEvaluation
@@ -152,6 +155,16 @@ def test_translations_are_written_in_the_order_of_the_corpus(tmp_path: Path) -> 
     assert output.read_text(encoding="utf-8").split("\n") == [*TRANSLATIONS, ""]
     assert (output.parent / "test.ref.txt").read_text(encoding="utf-8").split("\n") == [*REFERENCES, ""]
     assert {path.name for path in output.parent.iterdir()} == {"test.de", "test.ref.txt", "test.scores.json"}
+
+
+def test_a_source_without_text_has_an_empty_translation(tmp_path: Path) -> None:
+    class Blank(Data):
+        def test_dataloader(self) -> Any:
+            batches = [replace(batch, sources=[" "] * len(batch)) for batch in Batches(3, 0, 1)]
+            return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    trainer(BLEUEvaluation(output_path=tmp_path / "out")).test(Module(), datamodule=Blank(), verbose=False)
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "\n" * len(TRANSLATIONS)
 
 
 def test_a_broken_run_leaves_nothing(tmp_path: Path) -> None:
