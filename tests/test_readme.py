@@ -151,7 +151,8 @@ def test_commands_that_need_no_training_run_in_their_order(
 
 def test_every_extra_of_the_text_exists() -> None:
     known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
-    named = {extra for names in re.findall(r"lit-transformer\[([\w,]+)\]", README) for extra in names.split(",")}
+    lists = re.findall(r"\"(?:lit-transformer|\.)\[([\w,]+)\]\"", README)
+    named = {extra for names in lists for extra in names.split(",")}
     assert named
     assert named <= set(known)
 
