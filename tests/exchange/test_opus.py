@@ -187,6 +187,10 @@ def test_an_imported_folder_is_translated_with_looked_into_and_trained_on(tmp_pa
         },
     }  # fmt: skip
     (tmp_path / "more.yaml").write_text(json.dumps(config), encoding="utf-8")
+    scored = lit("validate", "--config", tmp_path / "more.yaml", "--ckpt_path", back)
+    assert scored.status == 0, scored.err
+    assert "val/bleu" in scored.err
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.json"))
     dropout = "--model.network.dropout", "0.45"
     finished = lit("fit", "--config", tmp_path / "more.yaml", "--init_from", back, *dropout)
     assert finished.status == 0, finished.err
