@@ -57,7 +57,7 @@ def attention_parser() -> argparse.ArgumentParser:
 def attention(options: argparse.Namespace) -> None:
     """Draws the attention of every head for one sentence pair."""
     from lit_transformer.decoding import BeamSearch
-    from lit_transformer.plotting import PICTURES, PIXELS_PER_INCH, draw_attention, split_ending
+    from lit_transformer.plotting import PIXELS_PER_INCH, draw_attention, split_ending
     from lit_transformer.translator import Translator
 
     given_lines([options.source, options.target or ""])
@@ -74,8 +74,7 @@ def attention(options: argparse.Namespace) -> None:
                 beams=beams,
                 others=view.others,
             )
-            stem, ending = split_ending(options.output)
-            picture = ending if ending in PICTURES else PICTURES[0]
+            stem, _, picture = split_ending(options.output)
             for name, figure in figures.items():
                 paths.append(stem.with_name(f"{stem.name}-{name}{picture}"))
                 figure.savefig(paths[-1], dpi=PIXELS_PER_INCH)

@@ -163,8 +163,7 @@ def draw_attention(
         ValueError: If a map has another shape than the tokens ask for.
         ModuleNotFoundError: If pictures are asked for and matplotlib is not installed.
     """
-    stem, ending = split_ending(output_stem)
-    picture = ending if ending in PICTURES else PICTURES[0]
+    stem, ending, picture = split_ending(output_stem)
     title = title or "What each head attends to"
     page = attention_page(maps, src_tokens, tgt_tokens, title=title, reference=reference, beams=beams, others=others)
     figures = {}
@@ -182,15 +181,16 @@ def draw_attention(
     return paths
 
 
-def split_ending(output: str | Path) -> tuple[Path, str]:
-    """What files are named after, and the ending that says which of them are to be written, if one was given.
+def split_ending(output: str | Path) -> tuple[Path, str, str]:
+    """What files are named after, the ending that says which of them to write, if one was given, and that of pictures.
 
     Example:
-        >>> [(str(stem), ending) for stem, ending in map(split_ending, ("cats.svg", "cats.v2"))]
-        [('cats', '.svg'), ('cats.v2', '')]
+        >>> [(str(stem), *endings) for stem, *endings in map(split_ending, ("cats.svg", "cats.v2"))]
+        [('cats', '.svg', '.svg'), ('cats.v2', '', '.png')]
     """
     path = Path(output)
-    return (path.with_suffix(""), path.suffix) if path.suffix in (*PICTURES, ".html") else (path, "")
+    ending = path.suffix if path.suffix in (*PICTURES, ".html") else ""
+    return path.with_suffix("") if ending else path, ending, ending if ending in PICTURES else PICTURES[0]
 
 
 def pixels_of(figure: Figure) -> npt.NDArray[np.uint8]:

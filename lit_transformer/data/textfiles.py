@@ -358,16 +358,14 @@ class _ZstdAsValueError:
 
 
 def _inflate(raw: BinaryIO, make_codec: Callable[[], Any], is_whole: bool = True) -> Iterator[bytes]:
-    codec = None
+    codec, padding = None, b""
     while chunk := raw.read(_BLOCK):
-        if codec is None:
-            chunk = chunk.lstrip(b"\0")
-        while chunk:
+        while chunk := chunk if codec else chunk.lstrip(padding):
             codec = codec or make_codec()
             yield codec.decompress(chunk)
             chunk = b""
             if codec.eof:  # compressed files may be joined end to end, and padded with zeros
-                chunk, codec = codec.unused_data.lstrip(b"\0"), None
+                chunk, codec, padding = codec.unused_data, None, b"\0"
     if codec is not None and is_whole:
         raise EOFError("the compressed data end too early, the file is cut off")
 

@@ -34,10 +34,11 @@ def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwor
         weights: What ``weights_of`` gave.
         network: The network in it.
     """
-    record = scores.get("checkpoint")
-    if isinstance(record, dict) and record.get("path") and record.get("step") is None:
+    found = scores.get("checkpoint")
+    record = found if isinstance(found, dict) else {}
+    if record.get("step") is None and record.get("path"):
         return f"are of {record['path']}, whose weights they do not know; push the checkpoint that it was made from"
-    if not isinstance(record, dict) or record.get("step") is None:
+    if record.get("step") is None:
         return f"do not tell which checkpoint was scored; score {weights} with test"
     if weights.is_dir():
         return f"cannot be compared with {weights}, which has no step; push the checkpoint that was scored"
