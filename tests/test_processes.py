@@ -238,13 +238,20 @@ def scores(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
 @pytest.mark.parametrize("count", [37, 1], ids=["many", "one_sentence"])
 def test_scores_and_translations_are_those_of_one_process(trained: Path, strategy: list[object], count: int) -> None:
-    corpus = [f"--data.{part}={{path: test, src: en, tgt: de, max_rows: {count}}}" for part in ("test", "predict")]
+    several = ", {path: val, src: en, tgt: de, max_rows: 7}" if count > 1 else ""
+    corpus = [
+        f"--data.{part}=[{{path: test, src: en, tgt: de, max_rows: {count}}}{several}]" for part in ("test", "predict")
+    ]
     average = ["--averaging.num_checkpoints", 2]
     found = []
     for options in ([], strategy):
         common = ["--config", "run/config.yaml", *corpus[:1], *average, *options]
         run(trained, "test", *common, "--bleu.output_path", "test.txt")
         run(trained, "predict", *common, *corpus[1:], "--writer.output_path", "predict.txt", "--writer.scores", "true")
-        found.append((scores(trained), (trained / "test.txt").read_bytes(), (trained / "predict.txt").read_bytes()))
+        parts = json.loads((trained / "test.scores.json").read_text())["corpora"]
+        texts = [(trained / name).read_bytes() for name in ("test.txt", "predict.txt")]
+        found.append((scores(trained), parts, texts))
+        assert [(part["name"], part["num_sentences"]) for part in parts] == [("test", 37), ("val", 7)][: len(parts)]
+        assert len(parts) == 1 + bool(several)
     assert found[0] == found[1]
     assert count == 1 or 20 < float(found[0][0]["test/bleu"]) < 100

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_transformer.callbacks.corpus_scores import CorpusScores, score_corpora, table_of
 from lit_transformer.callbacks.score_files import ScoreFiles, SentenceCounts, describe_run, describe_score
 from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
 from lit_transformer.decoding import BeamSearch
@@ -35,7 +36,7 @@ class BLEUEvaluation(Callback):
     training translates one sentence, so that an error shows at once.
 
     ``validate`` and ``test`` add TER, which is too slow for validations in between, and 95 % intervals by sacrebleu's
-    bootstrap resampling, the same for every number of processes.
+    bootstrap resampling, the same for every number of processes. Of several corpora they also score each on its own.
 
     Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
 
@@ -52,8 +53,8 @@ class BLEUEvaluation(Callback):
         every_n_validations: Translate in each n-th validation of the training only, as it takes longer than the loss;
             0 for never. ``validate`` and ``test`` always do.
         output_path: File for the translations of ``test``, one a line, in the order of the corpus. Beside
-            ``test.hyp.txt`` the references are in ``test.ref.txt``, and in ``test.scores.json`` the scores with
-            signatures, intervals, seed, checkpoints, versions and configuration.
+            ``test.hyp.txt`` the references are in ``test.ref.txt``, and in ``test.scores.json`` the scores, of each
+            corpus too, with signatures, intervals, seed, checkpoints, versions and configuration.
         penalty_kind: ``gnmt`` for the length normalisation of the paper, ``power`` for that of fairseq, Marian and
             Hugging Face: length to the power of ``length_penalty``.
 
@@ -137,7 +138,7 @@ class BLEUEvaluation(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the scores and shows some translations."""
         if self._running:
-            self._report(trainer, pl_module, "val")
+            self._report(trainer, pl_module, "val", trainer.val_dataloaders)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins a score."""
@@ -161,7 +162,7 @@ class BLEUEvaluation(Callback):
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Logs the scores, shows some translations, and writes all of them and the scores if asked."""
-        intervals = self._report(trainer, pl_module, "test")
+        intervals, corpora = self._report(trainer, pl_module, "test", trainer.test_dataloaders)
         size = 0
         for place, lines in enumerate(self._lines):
             size = merge_parts(trainer, lines, trainer.limit_test_batches, quiet=place > 0)
@@ -169,7 +170,7 @@ class BLEUEvaluation(Callback):
         if self.output_path is not None and trainer.is_global_zero:
             files = ScoreFiles.beside(self.output_path)
             run = describe_run(trainer, pl_module, self.folder)
-            files.write({**self._described(intervals), "num_sentences": size, **run})
+            files.write({**self._described(intervals, corpora), "num_sentences": size, **run})
             rank_zero_info(
                 f"wrote the references and the scores beside it: {files.references.name}, {files.scores.name}"
             )
@@ -241,17 +242,19 @@ class BLEUEvaluation(Callback):
             for number, text in zip(numbers, written, strict=True):
                 lines.add(number, text)
 
-    def _report(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> dict[str, Interval]:
+    def _report(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str, batches: Any
+    ) -> tuple[dict[str, Interval], list[CorpusScores]]:
         """Processes meet here and nowhere before, because they may have different numbers of batches.
 
-        Returns the intervals, which only the first process knows.
+        Returns the intervals and the scores of each of several corpora, which only the first process knows.
         """
         several = trainer.world_size > 1
         for name, metric in self._now.items():
             value = metric.compute()
             pl_module.log(f"{stage}/{name}", value, prog_bar=name == "bleu", sync_dist=several, batch_size=1)
             self.scores[f"{stage}/{name}"] = float(value)
-        gathered = self._counts.gather(pl_module.device) if self._counts else {}
+        numbers, gathered = self._counts.gather(pl_module.device) if self._counts else (None, {})
         intervals = {}
         for name, metric in self._now.items():
             if not isinstance(metric, CorpusScore) or not trainer.is_global_zero:
@@ -261,12 +264,17 @@ class BLEUEvaluation(Callback):
                 intervals[name] = metric.interval(gathered[name])
                 text += f", 95 % interval {intervals[name].low:.2f} to {intervals[name].high:.2f}"
             rank_zero_info(f"{text} ({metric.interval_signature() if name in gathered else metric.signature})")
+        corpora: list[CorpusScores] = []
+        if self._counts and numbers is not None and trainer.is_global_zero:
+            corpora = score_corpora(getattr(batches, "sections", []), numbers, gathered, self._counts.scores)
+        if len(corpora) > 1:
+            rank_zero_info(f"\n{table_of(corpora)}")
         if self._samples:
             samples = "\n\n".join(self.format(*sample) for sample in self._samples)
             pl_module.print(f"\n{samples}\n")
-        return intervals
+        return intervals, corpora
 
-    def _described(self, intervals: dict[str, Interval]) -> dict[str, Any]:
+    def _described(self, intervals: dict[str, Interval], corpora: list[CorpusScores]) -> dict[str, Any]:
         """The part of the file of scores that the trainer does not know."""
         scores = {
             name: describe_score(self.scores[f"test/{name}"], metric, intervals.get(name))
@@ -274,7 +282,12 @@ class BLEUEvaluation(Callback):
         }
         names = ("beam_size", "length_penalty", "penalty_kind", "max_extra_length")
         search = {name: getattr(self.search, name) for name in names}
-        return {"scores": scores, "search": search, "config": self.config}
+        return {
+            "scores": scores,
+            "corpora": [one.described(self._now) for one in corpora],
+            "search": search,
+            "config": self.config,
+        }
 
     def format(self, number: int, source: str, reference: str, translation: str) -> str:
         """How a sample is printed."""

@@ -25,6 +25,7 @@ from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.metrics import CorpusScore, Interval
 
 LIBRARIES = ("lightning", "sacrebleu", "tokenizers")
+Numbers = np.ndarray[Any, Any]
 
 
 class SentenceCounts:
@@ -44,14 +45,18 @@ class SentenceCounts:
         for place, number in enumerate(numbers):
             self._rows.append([number, *(count for name in self.scores for count in counts[name][place])])
 
-    def gather(self, device: torch.device) -> dict[str, np.ndarray[Any, Any]]:
-        """The counts of all processes for each score, one row a sentence. Every process has to call it."""
+    def gather(self, device: torch.device) -> tuple[Numbers, dict[str, Numbers]]:
+        """The sentences of all processes: their numbers, rising, and the counts for each score, one row a sentence.
+
+        Every process has to call it.
+        """
         rows = torch.tensor(self._rows, dtype=torch.int64).reshape(-1, 1 + self._width)
         if distributed.is_available() and distributed.is_initialized():
             rows = torch.cat(gather_all_tensors(rows.to(device))).cpu()
-        table = rows[rows[:, 0].argsort(stable=True), 1:].numpy()
-        ends = np.cumsum([len(score.counts) for score in self.scores.values()])
-        return dict(zip(self.scores, np.split(table, ends[:-1], axis=1), strict=True)) if self.scores else {}
+        table = rows[rows[:, 0].argsort(stable=True)].numpy()
+        ends = np.cumsum([1, *(len(score.counts) for score in self.scores.values())])
+        numbers, *parts = np.split(table, ends[:-1], axis=1)
+        return numbers[:, 0], dict(zip(self.scores, parts, strict=True))
 
 
 class ScoreFiles(NamedTuple):

@@ -248,12 +248,25 @@ class ParallelCorpus:
             aligned = find_aligned(os.path.join(path, self.split), self.src, self.tgt)
         return self._table(path) if aligned is None else self._text_files(aligned)
 
+    @property
+    def label(self) -> str:
+        """A short name for tables: the last part of the path, with configuration and split where they matter.
+
+        Example:
+            >>> ParallelCorpus("wmt/wmt14", name="de-en", split="validation").label
+            'wmt14 de-en validation'
+        """
+        place = (self.path or str(self.src_path)).rstrip("/").rpartition("/")[2]
+        return " ".join([place, *self._details()])
+
+    def _details(self) -> list[str]:
+        return [part for part in (self.name, self.split if self.split != "train" else None) if part]
+
     def __repr__(self) -> str:
         """The corpus as messages name it."""
         place = self.path or f"{self.src_path}, {self.tgt_path}"
         languages = self.src if self.tgt is None else f"{self.src}-{self.tgt}"
-        details = [part for part in (self.name, self.split if self.split != "train" else None) if part]
-        return f"{type(self).__name__}({', '.join([place, languages, *details])})"
+        return f"{type(self).__name__}({', '.join([place, languages, *self._details()])})"
 
     def _opened(self) -> Source:
         if self._source is None:

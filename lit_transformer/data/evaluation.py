@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from lit_transformer.data.batching import Ragged, Rows, TokenBudgetBatches, collate, deal
@@ -18,7 +19,8 @@ class EvaluationBatches:
     """The batches of one process for validation, test or prediction: every sentence once, none left out.
 
     Sentences of similar length stand together; ``indices`` tell their places in the corpora, one after another.
-    Processes take every ``world_size``-th batch, so their numbers of batches may differ by one.
+    Processes take every ``world_size``-th batch, so their numbers of batches may differ by one. ``sections`` holds the
+    short name of each corpus that has been read so far and the number of its first sentence.
 
     Args:
         corpora: What to read, one after another.
@@ -44,6 +46,7 @@ class EvaluationBatches:
     ) -> None:
         self.corpora, self.tokenizer, self.batches, self.max_length = list(corpora), tokenizer, batches, max_length
         self.pool_size, self.rank, self.world_size, self.with_targets = pool_size, rank, world_size, with_targets
+        self.sections: list[tuple[str, int]] = []
         self._kept: list[TranslationBatch] | None = None
         self._is_small: bool | None = None
         self._has_for_all = True
@@ -85,8 +88,11 @@ class EvaluationBatches:
         return [make() for number, make in enumerate(batches, turn) if number % self.world_size == self.rank]
 
     def _pools(self) -> Iterator[tuple[int, list[SentencePair]]]:
-        first, pairs = 0, []
-        for corpus in self.corpora:
+        first = 0
+        pairs: list[SentencePair] = []
+        self.sections = []
+        for label, corpus in zip(_labels(self.corpora), self.corpora, strict=True):
+            self.sections.append((label, first + len(pairs)))
             for pair in corpus:
                 pairs.append(pair)
                 if len(pairs) == self.pool_size:
@@ -116,6 +122,13 @@ class EvaluationBatches:
             message = "%d %s sentences cut to max_length=%d tokens; the first is number %d"
             logger.warning(message, len(long), side, self.max_length, first + long[0])
         return sentences
+
+
+def _labels(corpora: Sequence[ParallelCorpus]) -> list[str]:
+    """The short names of the corpora; what several share is numbered."""
+    labels = [corpus.label for corpus in corpora]
+    shared = {label for label, count in Counter(labels).items() if count > 1}
+    return [f"{label} ({number})" if label in shared else label for number, label in enumerate(labels, 1)]
 
 
 def _with_text(batch: TranslationBatch, pairs: list[SentencePair], rows: Rows, first: int) -> TranslationBatch:

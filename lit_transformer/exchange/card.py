@@ -117,11 +117,23 @@ def model_card(
             f"| {metric} | {_value(entry):.1f} | `{_signature(entry)}` |" for metric, entry in found.items()
         )
         parts.append(f"## Scores\n\n| metric | score | signature |\n|---|---|---|\n{rows}")
+        if corpora := scores.get("corpora"):
+            parts.append(_table(corpora))
     parts.append(f"## Network\n\n```json\n{json.dumps(network.spec, indent=2)}\n```")
     config = {key: value for key, value in scores.get("config", {}).items() if key in _TOLD}
     if config:
         parts.append(f"## Training\n\n```json\n{json.dumps(config, indent=2, ensure_ascii=False)}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def _table(corpora: list[dict[str, Any]]) -> str:
+    """The scores of each corpus."""
+    kinds = list(corpora[0]["scores"])
+    lines = [f"| corpus | sentences | {' | '.join(kinds)} |", "|---" * (2 + len(kinds)) + "|"]
+    for one in corpora:
+        values = " | ".join(f"{_value(one['scores'][kind]):.1f}" for kind in kinds)
+        lines.append(f"| {one['name']} | {one['num_sentences']:,} | {values} |")
+    return "\n".join(lines)
 
 
 def _value(entry: Any) -> float:

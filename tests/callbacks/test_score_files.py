@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from torchmetrics.text import CharErrorRate
 from lit_transformer.callbacks import CheckpointAveraging, write_averaged_checkpoint
 from lit_transformer.callbacks.bleu import BLEUEvaluation
 from lit_transformer.callbacks.score_files import ScoreFiles, git_commit
+from lit_transformer.interfaces import TranslationBatch
 from lit_transformer.metrics import CorpusScore
 
 REFERENCES = [target for _, target in SENTENCES]
@@ -88,6 +89,61 @@ def test_a_score_of_ones_own_gets_an_interval(tmp_path: Path) -> None:
         [drawn[25], drawn[974], drawn.mean()]
     )
     assert exact["signature"] == "exact|bs:1000|seed:12345"
+
+
+class Sections:
+    """The batches of three corpora, of which the second has no sentence."""
+
+    sections = (("films", 0), ("nothing", 4), ("talks", 4))
+
+    def __init__(self, batches: Iterable[TranslationBatch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[TranslationBatch]:
+        return iter(self.batches)
+
+
+class Several(Data):
+    def val_dataloader(self) -> Sections:  # type: ignore[override]
+        return Sections(super().val_dataloader())
+
+    test_dataloader = val_dataloader  # type: ignore[assignment]
+
+
+def test_each_of_several_corpora_is_scored_as_sacrebleu_scores_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    evaluation = BLEUEvaluation(output_path=tmp_path / "test.hyp.txt", num_samples=0)
+    trainer(evaluation).test(Module(), Several(), verbose=False)
+    films, talks = json.loads((tmp_path / "test.scores.json").read_text(encoding="utf-8"))["corpora"]
+    for found, name, part in ((films, "films", slice(0, 4)), (talks, "talks", slice(4, 7))):
+        expected = sacrebleu.BLEU().corpus_score(TRANSLATIONS[part], [REFERENCES[part]], n_bootstrap=1000)
+        assert (found["name"], found["num_sentences"]) == (name, len(REFERENCES[part]))
+        bleu = found["scores"]["bleu"]
+        assert bleu["value"] == pytest.approx(expected.score)
+        assert (bleu["interval"]["high"] - bleu["interval"]["low"]) / 2 == pytest.approx(expected._ci, abs=1e-4)
+        expected = sacrebleu.CHRF().corpus_score(TRANSLATIONS[part], [REFERENCES[part]])
+        assert found["scores"]["chrf"]["value"] == pytest.approx(expected.score)
+        line = next(line for line in caplog.text.splitlines() if line.startswith(name))
+        assert line.split()[1:3] == [str(found["num_sentences"]), f"{bleu['value']:.2f}"]
+    caplog.clear()
+    trainer(evaluation).validate(Module(), Several(), verbose=False)
+    assert "\ntalks" in caplog.text
+
+
+def test_a_corpus_of_its_own_or_one_that_is_not_reached_needs_no_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    evaluation = BLEUEvaluation(output_path=tmp_path / "test.hyp.txt", num_samples=0)
+    first = trainer(evaluation, limit_test_batches=1)
+    first.test(Module(), Several(1), verbose=False)  # the longest sentence only, number 6
+    content = json.loads((tmp_path / "test.scores.json").read_text(encoding="utf-8"))
+    assert [(one["name"], one["num_sentences"]) for one in content["corpora"]] == [("talks", 1)]
+    trainer(evaluation).test(Module(), Data(), verbose=False)
+    assert json.loads((tmp_path / "test.scores.json").read_text(encoding="utf-8"))["corpora"] == []
+    assert "sentences  " not in caplog.text
 
 
 def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

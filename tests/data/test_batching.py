@@ -244,6 +244,7 @@ def test_evaluation_shows_each_sentence_once(size, world, pool):
             for row, index in enumerate(batch.indices):
                 assert index not in seen
                 seen[index] = SentencePair(batch.sources[row], batch.references[row])
+        assert loader.sections == [("listed (1)", 0), ("listed (2)", size)]
     assert [seen[index] for index in range(len(pairs))] == pairs
     if pool == 1000:
         assert [len(loader) for loader in ranks] == [len(list(loader)) for loader in ranks]

@@ -40,10 +40,13 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def score(run: Path, checkpoint: Path, mean_of: int) -> Path:
     """Runs ``test`` as a user does; returns the file with the scores."""
-    corpus = write_pairs(run.parent / "test", sentences(6, seed=4))
+    corpora = [
+        {"path": str(write_pairs(run.parent / name, sentences(number, seed=number))), "src": "en", "tgt": "de"}
+        for name, number in (("films", 4), ("talks", 2))
+    ]
     finished = lit(
         "test", "--config", run / "config.yaml", "--ckpt_path", checkpoint, "--trainer.default_root_dir", run,
-        "--data.test", json.dumps({"path": str(corpus), "src": "en", "tgt": "de"}), "--data.val", "null",
+        "--data.test", json.dumps(corpora), "--data.val", "null",
         "--averaging.num_checkpoints", mean_of,
     )  # fmt: skip
     assert finished.status == 0, finished.err
@@ -71,6 +74,9 @@ def test_scores_of_a_mean_go_with_the_mean(run: Path, cards: list[str]) -> None:
     assert pushed(averaged, NAME, "--scores", scores) == ""
     assert "## Scores" in cards[-1]
     assert f"| bleu | {json.loads(scores.read_text())['scores']['bleu']['value']:.1f} |" in cards[-1]
+    films = json.loads(scores.read_text())["corpora"][0]["scores"]
+    values = " | ".join(f"{films[name]['value']:.1f}" for name in ("bleu", "chrf", "ter"))
+    assert f"| corpus | sentences | bleu | chrf | ter |\n|---|---|---|---|---|\n| films | 4 | {values} |\n" in cards[-1]
 
     moved = run.rename(run.parent / "moved")  # names and steps are compared, not folders
     assert pushed(averaged, NAME, "--scores", moved / "test.scores.json") == ""
