@@ -8,6 +8,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import hypot
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,15 +169,22 @@ def newest_checkpoint(folder: str | os.PathLike[str]) -> Path:
     return found[-1].path
 
 
+def weights_norm(module: nn.Module) -> float:
+    """The Euclidean norm of all weights: a number that two trainings do not share, so it tells whose a score is."""
+    return hypot(*(float(torch.linalg.vector_norm(parameter.detach().float())) for parameter in module.parameters()))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that becomes ``path`` only if all went well; else nothing is left behind.
 
-    The folder is made if need be. What is not a file, such as a pipe or ``/dev/null``, is written to directly.
+    The folder is made if need be. A link stays one, and the file that it names is replaced. What is not a file, such as
+    a pipe, or goes by a name of the system, such as ``/dev/stdout``, is written to directly.
     """
-    if path.exists() and not path.is_file():
+    if path.exists() and (not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",))):
         yield path
         return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

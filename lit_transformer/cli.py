@@ -230,9 +230,9 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None:
+        if error.strerror is None:  # none of the system's
             raise
-        return fail(f"{error.filename}: {error.strerror}")
+        return fail(": ".join(part for part in (error.filename, error.strerror) if part))
     except KeyboardInterrupt as error:
         return fail(str(error) or "stopped by the keyboard") + 129
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,13 +41,20 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
         For each logged name its values by optimizer step, counted from 1, in order.
 
     Raises:
-        InputError: If there is no such file, or it is no table of metrics.
+        InputError: If there is no such file, it is no table of metrics, or the folder holds several runs.
     """
     path = Path(run)
     files = [path] if path.is_file() else sorted(path.rglob("metrics.csv"), key=_version)
     curves: dict[str, Curve] = {}
+    runs = {file.parent.parent if file.parent.name.startswith("version_") else file.parent for file in files}
+    if len(runs) > 1:
+        names = ", ".join(sorted(str(run) for run in runs))
+        raise InputError(f"{path} holds the logs of several runs ({names}): name the folder of each run")
     for file in files:
-        _read(file, curves, is_given=file == path)
+        try:
+            _read(file, curves, is_given=file == path)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{file} is no table of metrics: {error}") from None
     if not curves:
         raise InputError(f"{path} holds no metrics.csv of a training, which fit writes; name the folder of a run")
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
@@ -89,7 +97,8 @@ def plot_curves(runs: dict[str, dict[str, Curve]]) -> Figure:
     dots. The best value of each score is written beside it.
 
     Args:
-        runs: For each run, by the name in the legend, what ``read_curves`` gives.
+        runs: For each run, by the name in the legend, what ``read_curves`` gives. What is no finite number, as after a
+            divergence, leaves a gap.
 
     Returns:
         The figure; diagrams for which nothing was logged are left out.
@@ -101,6 +110,7 @@ def plot_curves(runs: dict[str, dict[str, Curve]]) -> Figure:
     from lit_transformer.plotting import blank_figure
 
     figure = blank_figure()
+    runs = {run: {name: _finite(curve) for name, curve in curves.items()} for run, curves in runs.items()}
     drawn = {
         title: names
         for title, names in PANELS.items()
@@ -130,7 +140,7 @@ def _draw_panel(axes: Axes, title: str, names: Sequence[str], runs: dict[str, di
     if title.startswith("perplexity"):
         axes.set_yscale("log")
     elif title.startswith("loss"):
-        axes.set_ylim(min(seen) - 0.2, max(seen) + 0.2)
+        axes.set_ylim(min(seen, default=0) - 0.2, max(seen, default=1) + 0.2)
     else:
         axes.margins(y=0.1)  # room for the best values
     axes.set_title(title, fontsize=10)
@@ -146,8 +156,8 @@ def _draw_curve(axes: Axes, curve: Curve, label: str, colour: str, is_training: 
         axes.plot(steps, running_mean(values), label=label, color=colour, linewidth=1.2)
         return
     axes.plot(steps, values, label=label, color=colour, linewidth=1.8, marker="o", markersize=2.5)
-    if label.endswith(("bleu", "chrf")):
-        best = max(curve, key=lambda step: curve[step])
+    if label.endswith(("bleu", "chrf")) and (known := _numbers(curve)):
+        best = max(known, key=lambda step: curve[step])
         axes.annotate(
             f"{curve[best]:.1f}",
             (best, curve[best]),
@@ -171,9 +181,19 @@ def running_mean(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
+def _finite(curve: Curve) -> Curve:
+    """The curve with NaN, which is drawn as a gap, for whatever is not finite."""
+    return {step: value if math.isfinite(value) else math.nan for step, value in curve.items()}
+
+
+def _numbers(curve: Curve) -> Curve:
+    return {step: value for step, value in curve.items() if math.isfinite(value)}
+
+
 def _settled(curve: Curve) -> list[float]:
-    last = max(curve)
-    return [value for step, value in curve.items() if step > _FIRST_SHARE * last] or list(curve.values())
+    known = _numbers(curve)
+    last = max(known, default=0)
+    return [value for step, value in known.items() if step > _FIRST_SHARE * last] or list(known.values())
 
 
 def curves_parser() -> argparse.ArgumentParser:

@@ -78,7 +78,7 @@ def push_parser() -> CommandParser:
     parser.add_argument("--license", help="for the card, such as apache-2.0")
     parser.add_argument("--dataset", nargs="+", default=[], metavar="NAME", help="for the card: what it was trained on")
     parser.add_argument("--scores", metavar="FILE", help="for the card (default: test.scores.json of the run, if any)")
-    parser.add_argument("--private", action="store_true", help="whether a new repository is private")
+    parser.add_argument("--private", action="store_true", help="make it private; nothing goes to one that is public")
     parser.add_argument("--revision", metavar="BRANCH", help="branch to write to (default: main)")
     return parser
 
@@ -87,8 +87,9 @@ def push(arguments: list[str]) -> None:
     """Runs ``lit-transformer push``."""
     options = push_parser().parse_args(arguments)
     from lit_transformer.exchange import push_to_hub
-    from lit_transformer.exchange.scored import weights_of, why_not_of
+    from lit_transformer.exchange.scored import why_not_of
     from lit_transformer.hub import check_name
+    from lit_transformer.model_files import weights_of
     from lit_transformer.translator import Translator
 
     check_name(options.name)

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 LIBRARY = "lit-transformer"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9_]")  # owner/name
+HUB_NAME = re.compile(r"(?!.*(--|\.\.|\.git$))[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9_]", re.ASCII)  # owner/name
 _UNREACHABLE = "there is no {0} here, and the Hub cannot be reached for it: check the name, or try again online"
 
 
@@ -80,6 +80,8 @@ def speaking_plainly(name: str) -> Iterator[None]:
     bars.setLevel(logging.ERROR)
     try:
         yield
+    except errors.HFValidationError as error:
+        raise InputError(f"there is no {name} here, and it is no name of a repository of the Hub: {error}") from None
     except errors.GatedRepoError:
         raise InputError(f"{name} of the Hub asks for consent first: give it on its page, then log in") from None
     except errors.RevisionNotFoundError:

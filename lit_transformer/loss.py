@@ -105,7 +105,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(d_features, d_weight)
         ctx.num_labels = max(1, len(labels))
         mean_denominator, mean_own = denominators.sum() / ctx.num_labels, own.sum() / ctx.num_labels
-        nll, uniform = mean_denominator - mean_own, mean_denominator - x_sum @ w_mean / ctx.num_labels
+        nll, uniform = mean_denominator - mean_own, mean_denominator - (x_sum * w_mean).sum() / ctx.num_labels
         ctx.mark_non_differentiable(nll)
         return (1 - smoothing) * nll + smoothing * uniform + (agreement or 0) * apart / ctx.num_labels, nll
 

@@ -32,10 +32,8 @@ def read_model(path: str | Path, revision: str | None = None) -> Model:
     Raises:
         CheckpointError: If there is nothing there to translate with.
     """
-    path = local_folder(path, revision)
-    if holds_model(path):
-        return _from_folder(path)
-    return _from_checkpoint(newest_checkpoint(path) if path.is_dir() else path)
+    path = weights_of(path, revision)
+    return _from_folder(path) if holds_model(path) else _from_checkpoint(path)
 
 
 def holds_model(path: Path) -> bool:
@@ -72,6 +70,18 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     if path.exists() or path.parent.exists() or path.suffix == ".ckpt" or not HUB_NAME.fullmatch(name):
         return path
     return fetch_from_hub(name, revision)
+
+
+def weights_of(checkpoint: str | Path, revision: str | None = None) -> Path:
+    """The file or exported folder that ``Translator.from_pretrained`` takes for a run, a checkpoint or a name.
+
+    Raises:
+        CheckpointError: If there is nothing there to translate with.
+    """
+    path = local_folder(checkpoint, revision)
+    if path.is_dir() and not holds_model(path):
+        return newest_checkpoint(path)
+    return path
 
 
 def build_network(spec: dict[str, Any]) -> TranslationNetwork:

@@ -34,7 +34,12 @@ def quickstart_parser() -> CommandParser:
         "that it has never seen, translates a few, and draws what its heads attend to.",
         "About three minutes on two CPU cores. Every step is an ordinary command, printed before it runs.",
     )
-    parser.add_argument("--output", default="runs/quickstart", metavar="FOLDER", help="default: runs/quickstart")
+    parser.add_argument(
+        "--output",
+        default="runs/quickstart",
+        metavar="FOLDER",
+        help="folder of the run, whose last quickstart is replaced (default: runs/quickstart)",
+    )
     parser.add_argument("--max_steps", type=positive, help="fewer steps, for a quick look at the machinery")
     return parser
 
@@ -50,10 +55,20 @@ def _command(*arguments: str) -> None:
     home.run(list(arguments))
 
 
+def _is_quickstart(root: Path) -> bool:
+    """Whether the run in a folder was trained on the teaching corpus, as an earlier quickstart was."""
+    try:
+        return "lit_transformer.TeachingCorpus" in (root / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def run(arguments: list[str]) -> None:
     """Runs the quickstart."""
     options = quickstart_parser().parse_args(arguments[1:])
     root, start = Path(options.output), time.perf_counter()
+    if any((root / "checkpoints").glob("*.ckpt")) and not _is_quickstart(root):
+        raise InputError(f"{root} holds a run that is no quickstart, which would be lost: name another --output")
     fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]
     if options.max_steps:
         for key in ("trainer.max_steps", "trainer.val_check_interval", "checkpoint.every_n_train_steps"):

@@ -249,6 +249,8 @@ class TranslationCLI(LightningCLI):
                 f"{folder} already holds checkpoints: continue that run with --ckpt_path last, start it anew with "
                 "--overwrite true, or choose another --trainer.default_root_dir"
             )
+        if not self.trainer.is_global_zero:
+            return
         shutil.rmtree(folder)
         shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
         scored, predicted = (self._in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"])) for key in ("bleu", "writer"))

@@ -129,13 +129,17 @@ class Translator:
             target: Its translation; None for the network's own, with all that the search returns beside the best.
 
         Raises:
-            InputError: If there is no source text, or the network has no ``attention_maps``.
+            InputError: If there is no source text, the target is longer than the network can read, or the network has
+                no ``attention_maps``.
         """
         if not source.strip():
             raise InputError("the source sentence is empty; give a sentence to look at")
         src = self._encode([source], [0], 0)
         if target is not None:
             tgt = self.tokenizer.encode_tgt([target])
+            longest = getattr(self.network, "max_length", None)
+            if longest is not None and len(tgt[0]) - 1 > longest:
+                raise InputError(f"the target has {len(tgt[0]) - 1} tokens, and the network reads at most {longest}")
             return attention_of(self.network, self.tokenizer, src[0], tgt, source, [target])
         found = self._decode(padded(src))[0]
         beams = [Translation(self._line(one), one.score) for one in found]
@@ -151,7 +155,7 @@ class Translator:
         waiting: deque[Iterator[list[Translation]]] = deque()
         try:
             while window := list(islice(stream, _WINDOW)):
-                if workers is None and (num_workers := self._suitable_workers(window)) > 1:
+                if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
                     workers = SearchWorkers(self.search, self._fastest(), num_workers)
                 run = workers.submit if workers else self._later
                 waiting.append(self._translate_window(window, start, run))

@@ -11,6 +11,7 @@ from command_line import Finished, lit
 from tiny_run import tiny_run as tiny_run
 
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import InputError
 from lit_transformer.translator import Translator
 
 
@@ -83,6 +84,14 @@ def test_attention_of_a_given_translation(tiny_run: Path, tmp_path: Path) -> Non
     assert finished.status == 0, finished.err
     assert "one cat → rot blau" in (tmp_path / "x.html").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_a_target_that_the_network_cannot_read_is_refused(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run)
+    translator.network.max_length = 40
+    translator.attention("one cat", " ".join(["rot"] * 39))
+    with pytest.raises(InputError, match="the target has 41 tokens, and the network reads at most 40"):
+        translator.attention("one cat", " ".join(["rot"] * 40))
 
 
 def test_attention_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None:

@@ -232,6 +232,28 @@ def test_replacing_writes_all_or_nothing(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_replacing_keeps_links(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link, file = tmp_path / "link", tmp_path / "elsewhere" / "file"
+    link.symlink_to("elsewhere/file")
+    for text in ("one", "two"):  # into nothing yet, then over what is there
+        with replacing(link) as partial:
+            partial.write_text(text)
+            assert partial.parent == file.parent
+        assert link.is_symlink()
+        assert file.read_text() == text
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names are those of Linux")
+def test_replacing_writes_into_a_redirected_output(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        place = Path(f"/proc/self/fd/{file.fileno()}")
+        with replacing(place) as partial:
+            partial.write_text("here")
+    assert (tmp_path / "out").read_text() == "here"
+
+
 def test_replacing_writes_into_devices() -> None:
     with replacing(Path(os.devnull)) as partial:
         assert partial == Path(os.devnull)

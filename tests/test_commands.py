@@ -20,6 +20,7 @@ from tiny_run import tiny_run as tiny_run
 from lit_transformer import translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
+from lit_transformer.checkpoints import read_checkpoint
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.translator import Translator
 
@@ -354,6 +355,23 @@ def test_average_of_a_run(tiny_run: Path, tmp_path: Path) -> None:
     assert len(translate(output, "one", "two").out.split("\n")) == 3
 
 
+def test_average_that_cannot_be_written(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in (tmp_path, tmp_path / "file" / "x.ckpt"):
+        finished = lit("average", tiny_run, "--last", 2, "--output", output)
+        assert finished.status == 1
+        assert f"--output {output} cannot be written: " in finished.err
+        assert finished.err.count("\n") == 1
+
+
+def test_files_of_several_runs_are_all_named(tiny_run: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_run / "checkpoints", tmp_path / "other")
+    paths = [tiny_run / "checkpoints" / "step=50.ckpt", other / "step=50.ckpt", other / "step=100.ckpt"]
+    assert lit("average", *paths, "--output", tmp_path / "x.ckpt").status == 0
+    found = read_checkpoint(tmp_path / "x.ckpt")["averaged_from"]
+    assert found == {str(paths[0]): 50, str(paths[1]): 50, "step=100.ckpt": 100}
+
+
 def test_average_of_files(tiny_run: Path, tmp_path: Path) -> None:
     paths = [tiny_run / "checkpoints" / f"step={step}.ckpt" for step in (50, 150)]
     assert lit("average", paths[0], "--output", tmp_path / "x.ckpt", paths[1]).status == 0
@@ -407,3 +425,17 @@ def test_the_package_stays_quiet_after_a_command(tiny_run: Path) -> None:
     before = logging.getLogger("lit_transformer").handlers[:]
     translate(tiny_run, "one")
     assert logging.getLogger("lit_transformer").handlers == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+def test_a_full_disk_is_one_sentence(tiny_run: Path) -> None:
+    for arguments, words in (
+        (["--output", "/dev/full"], "--output /dev/full cannot be written: No space left on device"),
+        ([], "No space left on device"),
+    ):
+        with open("/dev/full", "w") as full:
+            command = [sys.executable, "-m", "lit_transformer", "translate", str(tiny_run), "one cat", *arguments]
+            finished = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert finished.returncode == 1
+        assert words in finished.stderr
+        assert finished.stderr.count("\n") == 1, finished.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,40 @@ def test_scoring_a_run_adds_nothing_to_its_curves(tmp_path: Path) -> None:
         (None, "no metrics.csv of a training"),
         ("a,b\n1,2\n", "no column named step"),
         ("step,train/x\n1,many\n", "damaged"),
+        ("\x89PNG\udcff", "no table of metrics"),
+        (f"step,train/x\n1,{'1' * 200_000}\n", "no table of metrics"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
-        (tmp_path / "metrics.csv").write_text(content)
+        (tmp_path / "metrics.csv").write_text(content, encoding="utf-8", errors="surrogateescape")
     finished = lit("curves", tmp_path)
     assert finished.status == 1
     assert words in finished.err
     assert str(tmp_path) in finished.err
     assert finished.err.count("\n") == 1
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_two_runs_are_not_one(run: Path, tmp_path: Path) -> None:
+    write_log(tmp_path / "other", 0, [{"step": 0, "train/loss": 1.0}])
+    write_log(run, 7, [{"step": 0, "train/loss": 1.0}])  # a further start of the same
+    read_curves(run)
+    finished = lit("curves", tmp_path)
+    assert finished.status == 1
+    assert "holds the logs of several runs" in finished.err
+    assert f"{tmp_path / 'other' / 'logs'}" in finished.err
+
+
+@pytest.mark.parametrize("values", [[5.0, 4.0, math.inf, math.nan], [math.nan] * 4, [math.inf] * 4])
+def test_a_run_that_diverged_is_drawn_as_far_as_it_got(tmp_path: Path, values: list[float]) -> None:
+    names = ("train/loss", "val/loss", "train/perplexity", "val/bleu")
+    rows = [dict.fromkeys(names, value) | {"step": step} for step, value in enumerate(values)]
+    write_log(tmp_path, 0, rows)
+    assert lit("curves", tmp_path).status == 0
+    axes = plot_curves({"run": read_curves(tmp_path)}).axes[0]
+    drawn = [value for line in axes.lines for value in line.get_ydata() if math.isfinite(value)]
+    assert set(drawn) >= {value for value in values if math.isfinite(value)}
 
 
 def test_an_unknown_kind_of_picture_is_one_sentence(run: Path, tmp_path: Path) -> None:

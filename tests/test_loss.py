@@ -156,3 +156,14 @@ def test_many_labels_do_not_vanish_in_float16() -> None:
     d_features, _ = torch.autograd.grad(loss * 2.0**16, (features, weight))  # as a gradient scaler does
     reference = expected(features.double(), weight.double(), labels, 0.0)[1] * 2.0**16
     assert relative_error(d_features.double(), reference) < 2e-3  # float16 keeps 11 bits
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_over_many_labels_stay_in_float32_under_autocast(dtype: torch.dtype) -> None:
+    n = 20_000
+    features = torch.full((n, D), 0.5, requires_grad=True)
+    weight, labels = torch.full((V, D), -2.0) + 0.01 * torch.arange(V)[:, None], torch.randint(V, (n,))
+    exact = expected(features.double(), weight.double().requires_grad_(), labels, 0.1)[0]
+    with torch.autocast("cpu", dtype):
+        found = smoothed_cross_entropy(features, weight.requires_grad_(), labels, 0.1)
+    assert found.loss.item() == pytest.approx(exact.item(), rel=2e-3)

@@ -63,6 +63,19 @@ def test_the_quickstart_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     check_journey(lit("quickstart", "--max_steps", "2"), Path("runs/quickstart"))
 
 
+def test_another_run_is_not_overwritten(in_small: Path) -> None:
+    kept = in_small / "base" / "checkpoints" / "step=9.ckpt"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    for config in (None, "data: {train: {path: mine}}\n"):
+        if config:
+            (in_small / "base" / "config.yaml").write_text(config)
+        finished = lit("quickstart", "--output", "base")
+        assert finished.status == 1
+        assert "base holds a run that is no quickstart, which would be lost: name another --output" in finished.err
+        assert kept.exists()
+
+
 @pytest.mark.parametrize("wrong", ["--max_step", "--ouput"])
 def test_a_misspelt_option_names_the_right_one(wrong: str) -> None:
     finished = lit("quickstart", wrong, "3")

@@ -68,6 +68,19 @@ def test_scoring_without_a_tag_is_told_for_each_corpus(run: Path) -> None:
         assert "<back>, <copy>" in told[0]
 
 
+def test_a_source_without_text_has_no_tag_and_an_empty_translation(run: Path) -> None:
+    (run.parent / "gaps.en").write_text("a b\n\n \nc\n", encoding="utf-8")
+    (run.parent / "gaps.de").write_text("b a\n\nx\nc\n", encoding="utf-8")
+    output = run.parent / "gaps.txt"
+    finished = lit(
+        "test", "--config", run / "config.yaml", f"--data.test.path={run.parent / 'gaps'}",
+        "--data.test.src_tag=<back>", f"--bleu.output_path={output}", "--averaging.num_checkpoints=1",
+    )  # fmt: skip
+    assert finished.status == 0, finished.err
+    lines = output.read_text(encoding="utf-8").split("\n")
+    assert [bool(line) for line in lines] == [True, False, False, True, False]
+
+
 def test_an_unknown_tag_is_refused(run: Path) -> None:
     finished = lit("translate", run, "--src_tag", "<forth>", "a")
     assert finished.status == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,12 @@ def write_averaged_checkpoint(paths: Sequence[str | os.PathLike[str]], output: s
     newest = read_checkpoint(max(steps, key=lambda path: steps[path]))
     checkpoint = {key: value for key, value in newest.items() if key not in _TRAINING_STATE}
     checkpoint["state_dict"] = _share_tied(mean, newest["state_dict"])
-    checkpoint["averaged_from"] = {Path(path).name: step for path, step in steps.items()}
-    with replacing(Path(output)) as partial:
-        torch.save(checkpoint, partial)
+    names = Counter(Path(path).name for path in steps)
+    checkpoint["averaged_from"] = {  # files of several runs may share a name
+        Path(path).name if names[Path(path).name] == 1 else path: step for path, step in steps.items()
+    }
+    with replacing(Path(output)) as partial, partial.open("wb") as file:
+        torch.save(checkpoint, file)
 
 
 class CheckpointAveraging(Callback):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 
 class StepCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint`` that also writes one at the end of the training, whatever its rhythm.
 
-    With ``every_n_train_steps=1500`` and ``max_steps=100000`` Lightning's own would end with step 99,000.
+    With ``every_n_train_steps=1500`` and ``max_steps=100000`` Lightning's own would end with step 99,000. With
+    ``save_on_exception`` it also writes one when the training is stopped, and never over another.
 
     If ``monitor`` is logged by validation, such as ``val/loss``, each checkpoint waits for the next validation, so that
     it is ranked by the score of its own weights; let ``every_n_train_steps`` be a multiple of ``val_check_interval``.
@@ -52,6 +56,18 @@ class StepCheckpoint(ModelCheckpoint):
         """Writes a checkpoint if the training ended otherwise: with an epoch, after a time, or early."""
         self._write_last_step(trainer)
         super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Writes a checkpoint before the training ends in an error or a signal; it replaces none that is there."""
+        if not self._should_save_on_exception(trainer):
+            return
+        metrics = self._monitor_candidates(trainer)
+        path = self.format_checkpoint_name(metrics)
+        if self._fs.exists(path):  # asked in this process alone: perhaps the others have not failed
+            path = self._free_name(trainer, metrics, self._fs.exists)
+        self._save_checkpoint(trainer, path)
+        self._save_last_checkpoint(trainer, metrics)
+        rank_zero_info(f"stopped by {type(exception).__name__}; a checkpoint was written first: {path}")
 
     def format_checkpoint_name(
         self, metrics: dict[str, Tensor], filename: str | None = None, ver: int | None = None, prefix: str | None = None
@@ -108,14 +124,15 @@ class StepCheckpoint(ModelCheckpoint):
         if self.monitor in (None, *metrics):
             self._save_topk_checkpoint(trainer, metrics)
         if self.save_top_k and self._last_global_step_saved != trainer.global_step:  # not among the best, but the last
-            self._save_checkpoint(trainer, self._free_name(trainer, metrics))
+            exists = partial(self.file_exists, trainer=trainer)
+            self._save_checkpoint(trainer, self._free_name(trainer, metrics, exists))
         self._save_last_checkpoint(trainer, metrics)
 
-    def _free_name(self, trainer: L.Trainer, metrics: dict[str, Tensor]) -> str:
+    def _free_name(self, trainer: L.Trainer, metrics: dict[str, Tensor], exists: Callable[[str], bool]) -> str:
         """A name that says the step, as ``filename`` may be ``best``, and that no other file has."""
         name, version = f"step={trainer.global_step}", self.STARTING_VERSION
         path = self.format_checkpoint_name(metrics, name)
-        while self.file_exists(path, trainer):
+        while exists(path):
             path = self.format_checkpoint_name(metrics, name, version)
             version += 1
         return path

@@ -52,7 +52,8 @@ class AttentionPictures(Callback):
         ValueError: If there are no sentences, as many targets as sentences are not given, or another argument is
             out of range.
         MisconfigurationException: If none of the trainer's loggers takes pictures, or there is no tokenizer.
-        InputError: If matplotlib is missing, or the weights are divided over processes without a way to gather them.
+        InputError: If matplotlib is missing, the network has no such layer, or the weights are divided over processes
+            without a way to gather them.
 
     Example:
         >>> pictures = AttentionPictures(["I love cats"], targets=["나는 고양이를 좋아해"], every_n_validations=2)
@@ -83,6 +84,7 @@ class AttentionPictures(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before training, in all processes alike, whether there is somebody to show pictures to."""
         decoder(trainer)
+        self._check_layer(getattr(pl_module, "network", None))
         try:
             blank_figure()
         except ModuleNotFoundError as error:
@@ -95,6 +97,12 @@ class AttentionPictures(Callback):
                 f"({names}) none does; set trainer.logger to lightning.pytorch.loggers.TensorBoardLogger or another "
                 "with add_figure or log_image, or leave the callback out"
             )
+
+    def _check_layer(self, network: Any) -> None:
+        for name in ("num_layers", "num_decoder_layers"):
+            count = getattr(network, name, None)
+            if self.kind == "overview" and isinstance(count, int) and not -count <= self.layer < count:
+                raise InputError(f"{type(self).__name__} has layer={self.layer}, but the network has {name}={count}")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, if it is time for it."""

@@ -20,9 +20,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 import lit_transformer
 from lit_transformer.callbacks.averaging import CheckpointAveraging
-from lit_transformer.checkpoints import CheckpointError, read_checkpoint, replacing
+from lit_transformer.checkpoints import CheckpointError, read_checkpoint, replacing, weights_norm
 from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.metrics import CorpusScore, Interval
+from lit_transformer.sharding import is_sharded
 
 LIBRARIES = ("lightning", "sacrebleu", "tokenizers")
 Numbers = np.ndarray[Any, Any]
@@ -106,6 +107,7 @@ def describe_run(trainer: L.Trainer, pl_module: L.LightningModule, folder: str |
         "checkpoint": _checkpoint(trainer, folder),
         "network": network.spec if isinstance(network, TranslationNetwork) else type(pl_module).__name__,
         "num_parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+        "weights_norm": None if is_sharded(pl_module) else weights_norm(network or pl_module),
         "precision": trainer.precision,
         "device": f"{trainer.world_size} x {pl_module.device.type}",
         "versions": {

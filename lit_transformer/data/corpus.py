@@ -289,7 +289,8 @@ class ParallelCorpus:
         raise CorpusError(f"there is {not_found}, and this cannot be the name of a Hub dataset")
 
     def _tagged(self, pair: SentencePair) -> SentencePair:
-        return pair if self.src_tag is None else SentencePair(f"{self.src_tag} {pair.src}", pair.tgt)
+        is_bare = self.src_tag is None or not pair.src.strip()  # a tag would make a sentence of nothing
+        return pair if is_bare else SentencePair(f"{self.src_tag} {pair.src}", pair.tgt)
 
     def _text(self, row: Row, column: str) -> str:
         if column not in row:

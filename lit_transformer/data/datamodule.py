@@ -155,12 +155,14 @@ class TranslationDataModule(L.LightningDataModule):
 
         Raises:
             MisconfigurationException: If there is none yet.
+            CorpusError: If ``tokenizer_path`` is not there, and no checkpoint has brought one.
         """
-        if not self._choice.tokenizer.is_trained:
+        tokenizer = self._choice.trained
+        if tokenizer is None:
             raise MisconfigurationException(
                 "there is no tokenizer yet: give ckpt_path, set tokenizer_path to a trained one, or run fit first"
             )
-        return self._choice.tokenizer
+        return tokenizer
 
     def build_batches(self, max_tokens: int, shuffle: bool) -> TokenBudgetBatches:
         """What cuts pools into batches. Override this to use a subclass of ``TokenBudgetBatches``."""
@@ -355,7 +357,7 @@ class TranslationDataModule(L.LightningDataModule):
         if may_make:
             self._choice.make(folder, self._training_pairs, self._text_fingerprint)
         else:
-            self._choice.find(folder, self.trainer is not None and self.trainer.ckpt_path is not None)
+            self._choice.find(folder)
 
     def _training_pairs(self) -> Iterable[SentencePair]:
         rows = MixedRows(self.corpora["train"], self.pool_size, mixing=self.mixing, on_bad_row=self.on_bad_row)

@@ -62,23 +62,28 @@ class TokenizerChoice:
             self.tokenizer = self._completed(self.tokenizer)
             self.tokenizer.train_or_load(self._file(folder), pairs, fingerprint())
 
-    def find(self, folder: str, has_checkpoint: bool) -> None:
-        """Takes the tokenizer from the named file, or from that in ``folder`` if no checkpoint brings one.
+    def find(self, folder: str) -> None:
+        """Takes the tokenizer from the named file, or from that in ``folder``; without one a checkpoint may bring it.
 
         Args:
             folder: Where ``tokenizer.json`` stands if no file is named.
-            has_checkpoint: Whether the tokenizer will come out of a checkpoint if no file is named.
 
         Raises:
-            CorpusError: If the named file is not there, or holds another tokenizer than was asked for.
+            CorpusError: If the file holds another tokenizer than was asked for.
         """
-        if self.tokenizer.is_trained:
-            return
-        path = self._file(folder)
-        if path.exists() and (self.path or not has_checkpoint):
+        if not self.tokenizer.is_trained and (path := self._file(folder)).exists():
             self._take_file(path)
-        elif self.path:
+
+    @property
+    def trained(self) -> SubwordTokenizer | None:
+        """The tokenizer, or None if there is none yet.
+
+        Raises:
+            CorpusError: If a file is named for it that is not there.
+        """
+        if not self.tokenizer.is_trained and self.path:
             raise CorpusError(f"tokenizer_path={self.path!r} does not exist, and only fit can make it")
+        return self.tokenizer if self.tokenizer.is_trained else None
 
     def adopt(self, saved: SubwordTokenizer) -> None:
         """Takes the tokenizer of a checkpoint.

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lit_transformer.errors import InputError
 from lit_transformer.hub import LIBRARY, check_name, speaking_plainly
 from lit_transformer.translator import Translator
 
@@ -36,14 +37,15 @@ def push_to_hub(
         languages: Codes for the card, source first, such as ``("en", "de")``.
         license: An identifier of the Hub, such as ``apache-2.0``; None leaves the field out.
         datasets: Names for the card; those of the Hub become links.
-        private: Whether a new repository is private; None leaves it to the Hub.
+        private: Whether the repository is private, a new one or one that is there; None leaves it to the Hub.
         revision: Branch to write to, made if need be; None is the main one.
 
     Returns:
         The address of the commit.
 
     Raises:
-        InputError: If the Hub cannot be reached or refuses; the message says why in one sentence.
+        InputError: If the Hub cannot be reached or refuses, or the repository is public but should be private; the
+            message says why in one sentence.
     """
     from huggingface_hub import HfApi
 
@@ -55,6 +57,8 @@ def push_to_hub(
         (Path(folder) / CARD_FILE).write_text(card, encoding="utf-8")
         with speaking_plainly(name):
             api.create_repo(name, private=private, exist_ok=True)
+            if private and not api.model_info(name).private:
+                raise InputError(f"{name} is there already and public: make it private on its page, or name another")
             if revision is not None:
                 api.create_branch(name, branch=revision, exist_ok=True)
             done = api.upload_folder(
@@ -106,7 +110,7 @@ def model_card(
     size = sum(parameter.numel() for parameter in network.parameters())
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {title}",
-        f"A Transformer for translation{pair} with {size:,} parameters, trained with lit-transformer.",
+        f"A Transformer for translation{pair} with {size:,} parameters, for lit-transformer.",
         "```python\nfrom lit_transformer import Translator\n\n"
         f'print(Translator.from_pretrained("{name}")(["..."]))\n```',
     ]

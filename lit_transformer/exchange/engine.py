@@ -17,14 +17,14 @@ from torch import Tensor
 
 from lit_transformer.alignment import Link
 from lit_transformer.attention_view import AttentionView
-from lit_transformer.checkpoints import CheckpointError, newest_checkpoint
+from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
-from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder
+from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder, weights_of
 from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
@@ -32,6 +32,7 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 Engine = Literal["torch", "ctranslate2"]
 
 VOCABULARY_FILE = "shared_vocabulary.json"
+_SOURCE_FILE = "converted_from.txt"
 _COMPUTE_TYPES = {"float32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _PATIENCE = 3  # beams' worth of finished hypotheses to wait for; ours are then among them, see CTranslate2Translator
 _NO_PENALTY = 1e-6  # an exponent that changes nothing, where 0 would let the search end at its first finished beam
@@ -98,7 +99,7 @@ class CTranslate2Translator(Translator):
         self._ids = {token: number for number, token in enumerate(self._tokens)}
         self.max_tokens, self.max_length, self._longest = max_tokens, min(max_length, longest), longest
         self.precision, self.num_workers = precision, num_workers
-        self._device_name = "cpu"
+        self._device_name, self._device_index = "cpu", 0
         self._threads = 1
         self._engines: dict[int, Any] = {}
 
@@ -107,7 +108,8 @@ class CTranslate2Translator(Translator):
         """Takes an exported folder, or converts a checkpoint once and keeps the result.
 
         The conversion lies in ``lit_transformer/ctranslate2`` of the user's cache folder (``XDG_CACHE_HOME``, else
-        ``~/.cache``), and is made again when the checkpoint, this package or CTranslate2 has changed.
+        ``~/.cache``), and is made again when the checkpoint, this package or CTranslate2 has changed. Conversions of
+        checkpoints that are gone are removed whenever a new one is made.
 
         Args:
             path: A folder of ``export --format ctranslate2``, or whatever ``Translator.from_pretrained`` takes.
@@ -124,15 +126,16 @@ class CTranslate2Translator(Translator):
         return cls(path if (path / "model.bin").is_file() else converted(path), **options)
 
     def to(self, device: torch.device | str) -> CTranslate2Translator:
-        """Chooses the device, ``cpu`` or ``cuda``.
+        """Chooses the device, ``cpu``, ``cuda`` or one GPU of several, such as ``cuda:1``.
 
         Raises:
             InputError: If CTranslate2 cannot compute there.
         """
-        name = torch.device(device).type
-        if name not in ("cpu", "cuda") or (name == "cuda" and self._package.get_cuda_device_count() == 0):
-            raise InputError(f"the engine ctranslate2 cannot use the device {name} here; try --device cpu")
-        self._device_name, self._engines = name, {}
+        chosen = torch.device(device)
+        name, index = chosen.type, chosen.index or 0
+        if name not in ("cpu", "cuda") or (name == "cuda" and self._package.get_cuda_device_count() <= index):
+            raise InputError(f"the engine ctranslate2 cannot use the device {device} here; try --device cpu")
+        self._device_name, self._device_index, self._engines = name, index, {}
         return self
 
     def attention(self, source: str, target: str | None = None) -> AttentionView:
@@ -164,6 +167,7 @@ class CTranslate2Translator(Translator):
             self._engines[threads] = self._package.Translator(
                 str(self.folder),
                 device=self._device_name,
+                device_index=self._device_index,
                 compute_type=compute_type,
                 inter_threads=threads,
                 intra_threads=max(1, torch.get_num_threads() // threads),
@@ -244,11 +248,10 @@ def converted(path: Path) -> Path:
         CheckpointError: If there is nothing there to translate with.
         InputError: If CTranslate2 has no such network.
     """
-    source = path / WEIGHTS_FILE if (path / WEIGHTS_FILE).is_file() else path
-    if source.is_dir():
-        source = newest_checkpoint(source)
+    path = weights_of(path)  # once, since a run may go on meanwhile
+    source = path / WEIGHTS_FILE if path.is_dir() else path
     if not source.is_file():
-        Translator.from_pretrained(source)  # says what is missing
+        Translator.from_pretrained(path)  # says what is missing
     name, made_of = str(source.resolve()), _made_of(source)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_transformer" / "ctranslate2"
     prefix = hashlib.sha256(name.encode()).hexdigest()[:16]
@@ -258,11 +261,20 @@ def converted(path: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as partial:
         export_ctranslate2(Translator.from_pretrained(path), Path(partial) / "model")
+        (Path(partial) / "model" / _SOURCE_FILE).write_text(name, encoding="utf-8")
         _put(Path(partial) / "model", folder)
-    for old in cache.glob(f"{prefix}-*"):
-        if old != folder:
+    for old in cache.glob("*-*"):
+        if old != folder and (old.name.startswith(prefix) or _is_orphan(old)):
             shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _is_orphan(folder: Path) -> bool:
+    """Whether the checkpoint that a conversion was made from is there no more."""
+    try:
+        return not Path((folder / _SOURCE_FILE).read_text(encoding="utf-8")).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _made_of(source: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_transformer.exchange.marian import MAX_POSITIONS
+from lit_transformer.exchange.shared import require_cpu
 from lit_transformer.interfaces import InputError, TranslationNetwork
 from lit_transformer.nn import Transformer
 from lit_transformer.nn.attention import KeyValueCache, padding_mask
@@ -118,10 +119,11 @@ def programs(network: TranslationNetwork, kind: str) -> tuple[EncoderProgram, St
         kind: What they are for, in a word, for the message.
 
     Raises:
-        InputError: If the network is of another class, or computes something else than its parts do.
+        InputError: If the network is of another class, is not on the CPU, or computes something else than its parts do.
     """
     if not isinstance(network, Transformer):
         raise InputError(f"{type(network).__name__} cannot be exported to {kind}: only a Transformer has known parts")
+    require_cpu(network)
     encoder, step = EncoderProgram(network).eval(), StepProgram(network).eval()
     src = torch.tensor([[4 % network.src_vocab_size, EOS_ID, EOS_ID], [EOS_ID, PAD_ID, PAD_ID]])
     with torch.no_grad():

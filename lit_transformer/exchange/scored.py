@@ -4,30 +4,21 @@ from __future__ import annotations
 
 import json
 import shlex
+from math import isclose
 from pathlib import Path
 from typing import Any
 
-from lit_transformer.checkpoints import newest_checkpoint, read_checkpoint
+from lit_transformer.checkpoints import read_checkpoint, weights_norm
 from lit_transformer.interfaces import TranslationNetwork
-from lit_transformer.model_files import holds_model, local_folder
 
-
-def weights_of(checkpoint: str | Path) -> Path:
-    """The file or exported folder that ``Translator.from_pretrained`` takes for a run, a checkpoint or a name.
-
-    Raises:
-        CheckpointError: If there is nothing there to translate with.
-    """
-    path = local_folder(checkpoint)
-    if path.is_dir() and not holds_model(path):
-        return newest_checkpoint(path)
-    return path
+_NEAR = 1e-5  # of norms: weights of bfloat16 differ by less, those of two seeds by far more
 
 
 def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwork) -> str | None:
     """Why scores are not, or not surely, of the weights at hand, as the rest of a sentence; None if they are.
 
-    Network, step and averaged checkpoints are compared, by name and step: files may have been moved since.
+    Network, step, averaged checkpoints and the norm of the weights are compared, checkpoints by name and step: files
+    may have been moved since.
 
     Args:
         scores: What ``test`` wrote to ``test.scores.json``.
@@ -36,6 +27,17 @@ def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwor
     """
     found = scores.get("checkpoint")
     record = found if isinstance(found, dict) else {}
+    norm = scores.get("weights_norm")
+    if norm is not None and not isclose(norm, weights_norm(network), rel_tol=_NEAR):
+        here = f"; their norm is {norm:.6g}, here it is {weights_norm(network):.6g}"
+        reason = _why_not_by_name(scores, record, weights, network) or f"are of other weights than {weights}"
+        return f"{reason}{here}"
+    return _why_not_by_name(scores, record, weights, network)
+
+
+def _why_not_by_name(
+    scores: dict[str, Any], record: dict[str, Any], weights: Path, network: TranslationNetwork
+) -> str | None:
     if record.get("step") is None and record.get("path"):
         return f"are of {record['path']}, whose weights they do not know; push the checkpoint that it was made from"
     if record.get("step") is None:

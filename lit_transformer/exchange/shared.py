@@ -19,8 +19,10 @@ def own_transformer(network: TranslationNetwork, kind: str) -> Transformer:
         kind: The model that it should become, in a word, for the message.
 
     Raises:
-        InputError: If it is of another class, which may compute anything, or has other widths of heads.
+        InputError: If it is of another class, which may compute anything, has other widths of heads, or is not on the
+            CPU.
     """
+    require_cpu(network)
     if type(network) is not Transformer:
         raise InputError(
             f"{type(network).__name__} cannot become a {kind} model: only the package's own Transformer is known to "
@@ -33,6 +35,17 @@ def own_transformer(network: TranslationNetwork, kind: str) -> Transformer:
                 f"d_model / num_heads = {network.d_model / network.num_heads:g} features wide there"
             )
     return network
+
+
+def require_cpu(network: TranslationNetwork) -> None:
+    """Checks that all weights are on the CPU, where files are written from.
+
+    Raises:
+        InputError: If some are elsewhere.
+    """
+    device = next((parameter.device for parameter in network.parameters() if parameter.device.type != "cpu"), None)
+    if device is not None:
+        raise InputError(f"the network is on {device}, and is written from the CPU: call translator.to('cpu') first")
 
 
 def write_json(folder: Path, contents: dict[str, dict[str, Any]]) -> list[Path]:

@@ -270,10 +270,13 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     """
     half, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-    own = {q.data_ptr(): query.detach(), k.data_ptr(): key.detach(), v.data_ptr(): value.detach()}
+    own = {full.data_ptr(): (full, given.detach()) for full, given in ((q, query), (k, key), (v, value))}
 
     def keep(saved: Tensor) -> Tensor:
-        return own.get(saved.data_ptr(), saved)
+        full, given = own.get(saved.data_ptr(), (None, saved))
+        if full is None or (full.shape, full.stride()) != (saved.shape, saved.stride()):
+            return saved  # another view of it: some kernels put sentences and heads together
+        return given
 
     def restore(kept: Tensor) -> Tensor:
         return kept.to(dtype) if kept.dtype == half else kept

@@ -38,6 +38,7 @@ _METHODS = {
 }
 _SILENT = "default-src 'none'; frame-ancestors 'none'"
 _ATTENTION = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'"
+_FOREIGN = "pages of other sites may not use this server; behind a proxy, start it with --public_name"
 _HEADERS = (
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
@@ -57,15 +58,22 @@ class ServingApp:
         info: What ``/info`` tells beside the limits; ``start`` adds what the workers tell about their ``"model"``.
         hosts: Names by which the server may be called in the ``Host`` header; None for any. It keeps pages of other
             sites from reaching a server on loopback through a name that they make point there.
+        public_names: Names of a proxy before the server, whose pages may use it whatever ``Host`` it passes on.
     """
 
     def __init__(
-        self, batcher: Batcher, limits: Limits, info: dict[str, Any], hosts: Collection[str] | None = None
+        self,
+        batcher: Batcher,
+        limits: Limits,
+        info: dict[str, Any],
+        hosts: Collection[str] | None = None,
+        public_names: Collection[str] = (),
     ) -> None:
         self.batcher = batcher
         self.limits = limits
         self.info = info
-        self.hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+        self.public_names = frozenset(name.lower() for name in public_names)
+        self.hosts = None if hosts is None else self.public_names | {host.lower() for host in hosts}
         page = (files("lit_transformer") / "serving" / "page.html").read_text(encoding="utf-8")
         self._page = Reply(
             200, "text/html; charset=utf-8", page.encode(), (("Content-Security-Policy", _policy(page)),)
@@ -135,16 +143,15 @@ class ServingApp:
     def _check_origin(self, headers: dict[str, str]) -> None:
         """Refuses names that are not ours, and what pages of other sites ask for."""
         host = headers.get("host", "").lower()
-        name = re.sub(r":\d*$", "", host)
-        if self.hosts is not None and name not in self.hosts:
-            sentence = "this server does not go by the name in the Host header; use its own address"
+        if self.hosts is not None and _without_port(host) not in self.hosts:
+            sentence = "this server does not go by the name in the Host header; use its own address, or --public_name"
             raise RequestError(HTTPStatus.MISDIRECTED_REQUEST, sentence)
-        origin = headers.get("origin")
-        if origin is not None and re.sub(r"^https?://", "", origin.lower()) != host:
-            raise RequestError(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+        origin = re.sub(r"^https?://", "", headers.get("origin", host).lower())
+        if origin != host and _without_port(origin) not in self.public_names:
+            raise RequestError(HTTPStatus.FORBIDDEN, _FOREIGN)
         is_foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if is_foreign and headers.get("sec-fetch-dest") != "document":  # a link to the page is fine
-            raise RequestError(HTTPStatus.FORBIDDEN, "pages of other sites may not use this server")
+            raise RequestError(HTTPStatus.FORBIDDEN, _FOREIGN)
 
     async def _submit(self, job: Job, request: Incoming) -> Reply:
         """The batcher's reply, unless the client goes first."""
@@ -191,6 +198,10 @@ async def _send(send: Send, reply: Reply, is_last: bool) -> None:
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in (*headers, *reply.headers)]
     await send({"type": "http.response.start", "status": reply.status, "headers": raw})
     await send({"type": "http.response.body", "body": reply.body})
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":\d*$", "", host)
 
 
 def _policy(page: str) -> str:

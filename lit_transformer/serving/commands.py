@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
-import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -54,6 +54,14 @@ def serve_parser() -> CommandParser:
     parser.add_argument(
         "--port", type=_port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)"
     )
+    parser.add_argument(
+        "--public_name",
+        action="append",
+        default=[],
+        type=_host_name,
+        metavar="NAME",
+        help="name by which people reach a proxy before the server, such as translate.example.org; may be repeated",
+    )
     parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
     add_penalty_options(parser)
     parser.add_argument("--max_length", type=positive, default=512, help="longest text in tokens (default: 512)")
@@ -78,6 +86,12 @@ def _port(text: str) -> int:
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text}")
     return value
+
+
+def _host_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"expected a name such as translate.example.org, got {text}")
+    return text
 
 
 def _seconds(text: str) -> float:
@@ -132,16 +146,18 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     Raises:
         CheckpointError: If there is no such file, or it is no checkpoint; the workers load the model when they start.
     """
+    import torch
+
     from lit_transformer import __version__
     from lit_transformer.checkpoints import read_checkpoint
-    from lit_transformer.model_files import local_folder
+    from lit_transformer.model_files import weights_of
     from lit_transformer.serving.app import ServingApp
     from lit_transformer.serving.batcher import Batcher
     from lit_transformer.serving.model import ModelSettings
     from lit_transformer.serving.requests import Limits
     from lit_transformer.serving.workers import ProcessWorker
 
-    checkpoint = local_folder(options.checkpoint)
+    checkpoint = weights_of(options.checkpoint)  # once, since a run may go on: all workers serve the same weights
     if not checkpoint.is_dir():
         read_checkpoint(checkpoint)  # leaves the weights on disk; what is missing or damaged is told at once
     settings = ModelSettings(
@@ -152,7 +168,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         max_length=options.max_length,
         precision=options.precision,
         device=usable_device(options.device),
-        num_threads=max(1, (os.cpu_count() or 1) // options.num_workers),
+        num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
     )
     limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
@@ -164,7 +180,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     }
     workers = [ProcessWorker(settings, limits) for _ in range(options.num_workers)]
     batcher = Batcher(workers, options.max_batch_size, options.batch_timeout, options.max_queue, options.timeout)
-    return ServingApp(batcher, limits, info, _names(options.host))
+    return ServingApp(batcher, limits, info, _names(options.host), options.public_name)
 
 
 def _model_name(path: Path) -> str:

@@ -37,6 +37,7 @@ class TranslationAPI(LitAPI):
         max_batch_size: Requests that are translated together.
         batch_timeout: Seconds to wait for a batch to fill.
         api_path: The address.
+        num_threads: Threads of each of LitServe's workers on a CPU; None for torch's own number, all cores.
 
     Raises:
         InputError: If LitServe is not installed.
@@ -57,18 +58,21 @@ class TranslationAPI(LitAPI):
         max_batch_size: int = 16,
         batch_timeout: float = 0.005,
         api_path: str = "/translate",
+        num_threads: int | None = None,
     ) -> None:
         if LitAPI is object:
             raise InputError('TranslationAPI needs a package: pip install "lit-transformer[litserve]"')
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path=api_path)
         chosen = limits or Limits()
+        self.num_threads = num_threads
         self.limits = Limits(**{**vars(chosen), "max_n_best": beam_size})
         self.settings = ModelSettings(str(checkpoint), beam_size, length_penalty, penalty_kind, chosen.max_length)
 
     def setup(self, device: str) -> None:
         """Loads the model, in each of LitServe's workers."""
         self.model = ServedModel.load(ModelSettings(**{**vars(self.settings), "device": device}), self.limits)
-        torch.set_num_threads(self.settings.num_threads)
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
         self.model.try_out()
 
     def decode_request(self, request: Request) -> Job | RequestError:

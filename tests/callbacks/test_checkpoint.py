@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 import torch
 from command_line import lit, tiny_project
+from lightning.pytorch.callbacks import Callback
+from standins import Data, Module, trainer
+
+from lit_transformer.callbacks.checkpoint import StepCheckpoint
 
 
 def fit(folder: Path, *options: str) -> list[str]:
@@ -192,3 +196,21 @@ def test_save_top_k_of_0_saves_nothing_or_the_last_alone(project: Path) -> None:
     options = ["--checkpoint.save_top_k=0", "--checkpoint.save_last=true", "--trainer.max_steps=6"]
     assert fit(project / "a", *options) == ["last.ckpt"]
     assert torch.load(project / "a/checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_is_stopped_keeps_its_best_checkpoint(tmp_path: Path, error: type[BaseException]) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            pl_module.log("score", float(trainer.global_step))
+            if trainer.global_step == 6:
+                raise error
+
+    rhythm = {"monitor": "score", "mode": "min", "save_top_k": 1, "every_n_train_steps": 2, "save_on_exception": True}
+    checkpoint = StepCheckpoint(dirpath=tmp_path, filename="best", **rhythm)
+    run = trainer(Stop(), checkpoint, max_steps=10, max_epochs=-1, limit_val_batches=0, enable_checkpointing=True)
+    with pytest.raises((error, SystemExit)):
+        run.fit(Module(), Data())
+    steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.iterdir()}
+    assert steps == {"best.ckpt": 2, "step=6.ckpt": 6}
+    assert (Path(checkpoint.best_model_path).name, checkpoint.best_model_score.item()) == ("best.ckpt", 2.0)

@@ -118,6 +118,12 @@ def test_bad_arguments_are_named(arguments: dict[str, Any], words: str) -> None:
         AttentionPictures(**arguments)
 
 
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_is_not_there_is_told_before_training(layer: int) -> None:
+    with pytest.raises(InputError, match=f"layer={layer}, but the network has num_layers=2"):
+        fit(AttentionPictures(["a"], layer=layer), logger=Album())
+
+
 @pytest.mark.parametrize("logger", [False, CSVLogger])
 def test_loggers_without_pictures_are_told_before_training(logger: Any, tmp_path: Path) -> None:
     made = logger(tmp_path) if logger else False

@@ -544,7 +544,7 @@ def test_recipe_takes_the_sizes_of_the_data_module(tmp_path):
 
 def test_missing_parts_are_named(tmp_path):
     with pytest.raises(CorpusError, match=r"tokenizer_path=.* does not exist, and only fit can make it"):
-        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path), verbose=False)
+        make_trainer(tmp_path).test(Tiny(), make_data(tmp_path, test=write_corpus(tmp_path, 5, "t")), verbose=False)
     make_trainer(tmp_path, max_steps=1).fit(Tiny(), make_data(tmp_path))
     with pytest.raises(MisconfigurationException, match="no test corpus is given"):
         make_trainer(tmp_path).test(Tiny(), make_data(tmp_path), verbose=False)
@@ -554,6 +554,17 @@ def test_missing_parts_are_named(tmp_path):
     data = make_data(tmp_path, test=write_corpus(tmp_path, 5, "t"), tokenizer_path=None)
     with pytest.raises(MisconfigurationException, match="there is no tokenizer yet"):
         make_trainer(tmp_path / "empty").test(Tiny(), data, verbose=False)
+
+
+def test_a_checkpoint_brings_the_tokenizer_where_its_file_is_gone(tmp_path):
+    fit = make_trainer(tmp_path, max_steps=1)
+    fit.fit(Tiny(), make_data(tmp_path))
+    fit.save_checkpoint(tmp_path / "one.ckpt")
+    data = make_data(tmp_path, test=write_corpus(tmp_path, 5, "t"))
+    expected = SubwordTokenizer.load(tmp_path / "tok.json").fingerprint
+    (tmp_path / "tok.json").unlink()
+    make_trainer(tmp_path).test(Tiny(), data, ckpt_path=tmp_path / "one.ckpt", verbose=False, weights_only=True)
+    assert data.tokenizer.fingerprint == expected
 
 
 @pytest.mark.parametrize("part", ["train", "val"])

@@ -111,7 +111,7 @@ def test_a_row_of_padding_is_an_error(search: Search):
 @pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_broken_scores_are_an_error(search: Search, scale: float):
-    with pytest.raises(ValueError, match=r"src row 0 no translation of finite log_prob; look for NaN"):
+    with pytest.raises(ValueError, match=r"src row 0 no translation of finite log_prob; its logits hold NaN"):
         search(PrefixNetwork(8, scale=scale), sources(3, 2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,56 @@ def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tm
         expected = Translator.from_pretrained(tmp_path / "now.ckpt", search=GreedySearch())(lines)
         assert load_translator(tmp_path / "now.ckpt", "ctranslate2", search=GreedySearch())(lines) == expected
         assert len(list(cache.iterdir())) == 1
+
+
+def test_the_checkpoint_that_names_a_conversion_is_the_one_converted(
+    engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    last = (run / "checkpoints" / "step=150.ckpt").rename(tmp_path / "step=150.ckpt")
+    for other in (run / "checkpoints").glob("last*.ckpt"):
+        other.unlink()
+    read = Translator.from_pretrained
+
+    def late(path: Path, **options: Any) -> Translator:
+        if last.exists():
+            last.rename(run / "checkpoints" / "step=150.ckpt")  # the training goes on just now
+        return read(path, **options)
+
+    monkeypatch.setattr("lit_transformer.exchange.engine.Translator.from_pretrained", late)
+    lines = sentences(10, seed=3)
+    found = load_translator(run, "ctranslate2", search=GreedySearch())(lines)
+    assert not last.exists()
+    assert found == read(tiny_run / "checkpoints" / "step=100.ckpt", search=GreedySearch())(lines)
+
+
+def test_conversions_of_checkpoints_that_are_gone_are_removed(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
+    content = (tiny_run / "checkpoints" / "step=50.ckpt").read_bytes()
+    for name in ("one.ckpt", "two.ckpt", "three.ckpt"):
+        (tmp_path / name).write_bytes(content)
+    one, two = converted(tmp_path / "one.ckpt"), converted(tmp_path / "two.ckpt")
+    (tmp_path / "one.ckpt").unlink()
+    three = converted(tmp_path / "three.ckpt")
+    assert not one.exists()
+    assert {*three.parent.iterdir()} == {two, three}
+
+
+def test_the_number_of_threads_is_settled_once(engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
+    monkeypatch.setattr("lit_transformer.exchange.engine.possible_workers", lambda: 2)
+    translator = load_translator(tiny_run, "ctranslate2", search=GreedySearch())
+    assert len(translator(["one cat"] * 2050)) == 2050  # two windows, the second with two lines
+    assert list(translator._engines) == [2]
+
+
+def test_the_gpu_that_is_named_is_the_one_used(engine: Any, monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> None:
+    translator, asked = load_translator(tiny_run, "ctranslate2"), []
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 2)
+    monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda device: {"float32"})
+    monkeypatch.setattr("ctranslate2.Translator", lambda folder, **options: asked.append(options))
+    translator.to("cuda:1")._engine()
+    assert (asked[0]["device"], asked[0]["device_index"]) == ("cuda", 1)
+    with pytest.raises(InputError, match="device cuda:2"):
+        translator.to("cuda:2")
 
 
 def test_another_tokenizer_configuration_or_version_is_converted_again(

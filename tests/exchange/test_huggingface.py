@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_transformer import SubwordTokenizer, Transformer, Translator
 from lit_transformer.decoding import BeamSearch, GreedySearch, length_penalty
-from lit_transformer.exchange import export_huggingface, import_huggingface
+from lit_transformer.exchange import export_huggingface, export_torch, import_huggingface
 from lit_transformer.exchange.huggingface import generation_config
 from lit_transformer.interfaces import InputError
 from lit_transformer.vocabulary import PAD_ID
@@ -294,3 +294,11 @@ def test_safetensors_is_the_default_and_nothing_is_overwritten(tiny_run: Path, t
         assert finished.status == 1
         assert "name a new one" in finished.err
     assert lit("export", tiny_run, tmp_path / "else", "--format", "keras").status == 2
+
+
+def test_a_network_on_another_device_is_refused(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
+    translator = Translator(Transformer(tokenizer.vocab_size, num_layers=1, d_model=8, d_ff=8, num_heads=2), tokenizer)
+    translator.to("meta")
+    for write in (export_huggingface, export_torch):
+        with pytest.raises(InputError, match=r"is on meta, and is written from the CPU: call translator.to\('cpu'\)"):
+            write(translator, tmp_path / "out")

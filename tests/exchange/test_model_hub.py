@@ -93,6 +93,12 @@ def test_there_and_back_with_a_card(
 
     assert translated.stderr == f"fetching {NAME} from the Hub of Hugging Face\n"
 
+    hub.private.clear()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    shell.fails_with("there already and public", "push", run, NAME, "--private")
+    assert hub.repositories[NAME]["main"] == files
+    hub.private.add(NAME)
+
     hub.failure = 503  # from here on the cache has to do
     assert shell("translate", NAME, *lines).stdout == translated.stdout
     hub.failure = None
@@ -108,6 +114,9 @@ def test_each_error_is_one_sentence(shell: Shell, hub: Hub, tiny_run: Path, monk
     hub.repositories["somebody/else"] = {"main": {"model.safetensors": b"x", "config.json": b"{}"}}
     shell.fails_with("it has no tokenizer.json", "translate", "somebody/else", "one")
     assert "fetching somebody/nothing from" in shell("translate", "somebody/nothing", "one").stderr
+    shell.fails_with("runz/시험 does not exist", "translate", "runz/시험", "one")
+    shell.fails_with("a/b--c does not exist", "translate", "a/b--c", "one")
+    shell.fails_with("no name of a repository", "translate", f"a/{'b' * 200}", "one")
     hub.failure = 500
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     shell.fails_with("status 500", "push", tiny_run, NAME)

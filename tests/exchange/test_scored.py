@@ -98,7 +98,12 @@ def test_scores_of_one_checkpoint_are_left_out_once_training_went_on(run: Path, 
     assert "## Scores" not in cards[-1]
 
     found, translator = json.loads(scores.read_text()), Translator.from_pretrained(run)
-    found["checkpoint"]["step"] = 150
+    scored = Translator.from_pretrained(run / "checkpoints" / "step=100.ckpt").network
+    norms = [sum(float(one.square().sum()) for one in of.parameters()) ** 0.5 for of in (scored, translator.network)]
+    assert found["weights_norm"] == pytest.approx(norms[0])
+    found["checkpoint"]["step"] = 150  # as if of another run with the same names
+    assert "are of other weights than" in str(why_not_of(found, last, translator.network))
+    found["weights_norm"] = norms[1]
     assert why_not_of(found, last, translator.network) is None
     other = {**found, "network": {**found["network"], "class_path": "lit_transformer.Other"}}
     assert "another network" in str(why_not_of(other, last, translator.network))

@@ -162,3 +162,22 @@ def test_gradients_under_autocast_go_through_single_precision(is_causal):
         torch.autograd.grad(found.sum(), heads), torch.autograd.grad(expected.sum(), exact), strict=True
     ):
         torch.testing.assert_close(mine.double(), reference, atol=1e-6, rtol=2**-8)
+
+
+@pytest.mark.parametrize(("num_heads", "num_sentences"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("options", [{"dropout": 1e-9}, {"d_v": 4}, {}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_any_shape_are_those_of_the_formula(num_heads, num_sentences, options, dtype):
+    torch.manual_seed(1)
+    attention = MultiHeadAttention(16, num_heads, **options).to(dtype)
+    tokens = torch.randn(num_sentences, 5, 16, dtype=dtype, requires_grad=True)
+    attention(tokens, tokens, tokens, is_causal=True).square().sum().backward()
+    found = tokens.grad.clone()
+    tokens.grad = None
+    queries, keys = (attention._split_heads(one(tokens), attention.d_k) for one in (attention.query, attention.key))
+    values = attention._split_heads(attention.value(tokens), attention.d_v)
+    scores = (queries @ keys.transpose(-2, -1)).float() / attention.d_k**0.5
+    weights = scores.masked_fill(~torch.ones(5, 5).tril().bool(), -torch.inf).softmax(-1)
+    heads = (weights @ values.float()).to(dtype)
+    attention.output(heads.transpose(1, 2).flatten(2)).square().sum().backward()
+    torch.testing.assert_close(found, tokens.grad, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0.03)

@@ -383,6 +383,24 @@ def test_a_page_of_ones_own_origin_may_ask(app: ServingApp) -> None:
     assert answer.status == 200
 
 
+@pytest.mark.parametrize("host", ["localhost", "translate.example", "translate.example:443"])
+@pytest.mark.parametrize("origin", ["https://translate.example", "https://Translate.example:8443"])
+def test_pages_of_a_proxy_that_was_named_may_ask(model: ServedModel, host: str, origin: str) -> None:
+    batcher = Batcher([ThreadWorker(model)], max_batch_size=8, batch_timeout=0.05, max_queue=100, timeout=30)
+    app = ServingApp(batcher, LIMITS, {"version": "1"}, hosts={"localhost"}, public_names=["translate.example"])
+    body = post({"text": "cats"})
+    (good,) = run(app, body, host=host, origin=origin, sec_fetch_site="same-origin")
+    assert good.status == 200
+    for headers, status in (
+        ({"host": host, "origin": "https://evil.example"}, 403),
+        ({"host": host, "origin": "https://translate.example.evil.example"}, 403),
+        ({"host": "evil.example", "origin": origin}, 421),
+        ({"host": host, "origin": origin, "sec_fetch_site": "cross-site"}, 403),
+    ):
+        (bad,) = run(app, body, **headers)
+        assert bad.status == status
+
+
 def test_a_job_that_the_model_fails_on_does_not_harm_its_neighbours(
     app: ServingApp, model: ServedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

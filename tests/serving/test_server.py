@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from command_line import lit
 from running_server import RunningServer
+from tiny_run import tiny_run as tiny_run
 
 from lit_transformer import Translator
+from lit_transformer.serving.commands import build_app, serve_parser
 
 
 def test_it_serves_the_page_and_translates(server: RunningServer, tiny_model: Path) -> None:
@@ -198,6 +200,7 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
         (["x", "--timeout", "0"], 2, "seconds above 0"),
         (["x", "--batch_timeout", "-1"], 2, "0 or more"),
         (["x", "--src_lang", "<b>"], 2, "a language code"),
+        (["x", "--public_name", "https://translate.example"], 2, "a name such as translate.example.org"),
         (["x", "--max_que", "3"], 2, "Did you mean"),
     ],
 )
@@ -206,6 +209,15 @@ def test_mistakes_are_told_in_one_sentence(arguments: list[str], status: int, wo
     assert finished.status == status
     assert words in finished.err
     assert finished.err.count("\n") == 1
+
+
+def test_all_workers_hold_the_checkpoint_that_was_the_newest_at_the_start(tiny_run: Path) -> None:
+    arguments = [str(tiny_run), "--num_workers", "2", "--public_name", "translate.example", "--public_name", "other"]
+    app = build_app(serve_parser().parse_args(arguments))
+    newest = str(tiny_run / "checkpoints" / "step=150.ckpt")
+    assert [worker._settings.checkpoint for worker in app.batcher.workers] == [newest] * 2
+    assert app.public_names == {"translate.example", "other"}
+    assert app.hosts == {"localhost", "127.0.0.1", "[::1]", "translate.example", "other"}
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
