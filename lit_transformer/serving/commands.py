@@ -135,7 +135,7 @@ def serve(options: argparse.Namespace) -> None:
         server = QuietServer(app, announce)
         with contextlib.suppress(SystemExit):  # uvicorn's way to say that it has not started
             server.run(sockets=[listener])
-        if not server.started:
+        if not server.started and not server.should_exit:
             raise InputError("the server could not be started; the lines above say why")
     sys.stdout.write("stopped\n")
 

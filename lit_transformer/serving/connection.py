@@ -18,6 +18,7 @@ from lit_transformer.serving.app import ServingApp
 _HEADER_SECONDS = 10.0  # in which the head of a request has to arrive
 _SENDING_SECONDS = 60  # in which a client has to read its answer
 _MAX_CONNECTIONS = 1000
+_GLANCE_SECONDS = 0.1  # between two looks whether the server shall stop while it loads the model
 _KEEP_ALIVE_SECONDS = 15
 _CLOSING_SECONDS = 10  # in which requests under way are finished when the server is stopped
 
@@ -121,12 +122,19 @@ class QuietServer(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to listen once the application is ready.
+        """Begins to listen once the application is ready, unless somebody stops it before.
 
         Raises:
             InputError: If it cannot be started.
         """
-        await self._app.start()
+        loading = asyncio.ensure_future(self._app.start())
+        while not self.should_exit and not loading.done():
+            await asyncio.wait({loading}, timeout=_GLANCE_SECONDS)
+        if self.should_exit and not loading.done():
+            loading.cancel()  # which ends the workers
+            await asyncio.gather(loading, return_exceptions=True)
+            return
+        await loading
         await super().startup(sockets)
         if self.started:
             self._announce()

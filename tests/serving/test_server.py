@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -147,6 +149,21 @@ def test_a_signal_ends_it_after_the_requests_under_way(tiny_model: Path, number:
         assert server.process.stdout is not None
         assert server.process.stdout.read() == "stopped\n"
         assert not left_over(workers)
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+def test_a_signal_ends_it_while_the_model_is_loaded(tiny_model: Path, number: int) -> None:
+    command = [sys.executable, "-m", "lit_transformer", "serve", str(tiny_model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while len(workers := children(process.pid)) < 2 and time.monotonic() < end:  # the first keeps account only
+            time.sleep(0.01)
+        time.sleep(0.2)  # while it starts a worker, the server is deaf to Ctrl-C, so that the worker is born deaf
+        process.send_signal(number)
+        assert process.communicate(timeout=20) == ("stopped\n", "")
+        assert process.returncode == 0
+    assert len(workers) == 2
+    assert not left_over(workers)
 
 
 @pytest.mark.slow
