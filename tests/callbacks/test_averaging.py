@@ -166,7 +166,7 @@ def test_failed_average_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     path = save(tmp_path / "a.ckpt", 1)
 
     def full_disk(*args: object) -> None:
-        Path(str(args[1])).write_bytes(b"half")
+        args[1].write(b"half")  # type: ignore[attr-defined]
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)

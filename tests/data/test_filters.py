@@ -60,7 +60,7 @@ def test_a_corpus_examines_its_rows_and_evaluation_sees_them_all(tmp_path):
         corpus.examine(rows[1])
     assert caught.value.reason == "empty"
     assert corpus.examine(rows[3]) == "overlong"
-    assert [pair.src for pair in corpus] == ["<2de> one two", "<2de> ", "<2de> three", "<2de> four five six"]
+    assert [pair.src for pair in corpus] == ["<2de> one two", "", "<2de> three", "<2de> four five six"]
     for row, reason in (({"en": "x"}, "missing column"), ({"en": 3, "de": "x"}, "not text")):
         with pytest.raises(BadRowError) as caught:
             corpus.examine(row)
