@@ -179,9 +179,10 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that becomes ``path`` only if all went well; else nothing is left behind.
 
     The folder is made if need be. A link stays one, and the file that it names is replaced. What is not a file, such as
-    a pipe, or goes by a name of the system, such as ``/dev/stdout``, is written to directly.
+    a pipe, or goes by a link of the system, such as ``/dev/stdout``, is written to directly.
     """
-    if path.exists() and (not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",))):
+    is_of_system = path.is_symlink() and path.absolute().parts[1:2] in (("dev",), ("proc",))
+    if path.exists() and (is_of_system or not path.is_file()):
         yield path
         return
     path = path.resolve()

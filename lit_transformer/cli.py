@@ -232,7 +232,7 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         if error.strerror is None:  # none of the system's
             raise
-        return fail(": ".join(part for part in (error.filename, error.strerror) if part))
+        return fail(": ".join(str(part) for part in (error.filename, error.strerror) if part is not None))
     except KeyboardInterrupt as error:
         return fail(str(error) or "stopped by the keyboard") + 129
     return 0

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,16 @@ def test_replacing_writes_into_a_redirected_output(tmp_path: Path) -> None:
         with replacing(place) as partial:
             partial.write_text("here")
     assert (tmp_path / "out").read_text() == "here"
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="there is no folder in memory")
+def test_replacing_writes_all_or_nothing_in_memory_too() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        path = Path(folder) / "x.txt"
+        path.write_text("one")
+        with pytest.raises(UnicodeEncodeError), replacing(path) as partial:
+            partial.write_text("two \ud800", encoding="utf-8")
+        assert path.read_text() == "one"
 
 
 def test_replacing_writes_into_devices() -> None:

@@ -27,12 +27,11 @@ def why_not_of(scores: dict[str, Any], weights: Path, network: TranslationNetwor
     """
     found = scores.get("checkpoint")
     record = found if isinstance(found, dict) else {}
-    norm = scores.get("weights_norm")
-    if norm is not None and not isclose(norm, weights_norm(network), rel_tol=_NEAR):
-        here = f"; their norm is {norm:.6g}, here it is {weights_norm(network):.6g}"
-        reason = _why_not_by_name(scores, record, weights, network) or f"are of other weights than {weights}"
-        return f"{reason}{here}"
-    return _why_not_by_name(scores, record, weights, network)
+    reason = _why_not_by_name(scores, record, weights, network)
+    scored, here = scores.get("weights_norm"), weights_norm(network)
+    if scored is None or isclose(scored, here, rel_tol=_NEAR):
+        return reason
+    return f"{reason or f'are of other weights than {weights}'}; their norm is {scored:.6g}, here it is {here:.6g}"
 
 
 def _why_not_by_name(
