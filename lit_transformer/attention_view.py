@@ -43,13 +43,13 @@ class AttentionView:
         others: Maps and target tokens of the second best translation, the third, and so on.
     """
 
-    maps: Any
+    maps: Any = field(repr=False)
     src_tokens: list[str]
     tgt_tokens: list[str]
     target: str
     beams: list[Translation]
     source: str = ""
-    others: list[tuple[Any, list[str]]] = field(default_factory=list)
+    others: list[tuple[Any, list[str]]] = field(default_factory=list, repr=False)
 
     @property
     def title(self) -> str:

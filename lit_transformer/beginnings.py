@@ -46,16 +46,17 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         InputError: If the configuration has no place for them.
     """
     given, init_from = config.get("ckpt_path"), config.get("init_from")
+    kept = Path(config.checkpoint.dirpath or root)
     if subcommand == "fit":
         if given is not None:  # then a run goes on, however it began
-            _resume(config, _checkpoint(given, root))
+            _resume(config, _checkpoint(given, kept))
             return None
         return None if init_from is None else _begin(config, init_from, root)
     if init_from is not None:
         raise InputError(f"--init_from is for fit: let {subcommand} take the model by --ckpt_path {init_from}")
-    if given not in (None, "last") and holds_model(path := local_folder(given)):
+    if given not in (None, "last", "best") and holds_model(path := local_folder(given)):
         return _score(config, given, path)
-    _load(config, _checkpoint(given or "last", root))
+    _load(config, _checkpoint(given or "last", kept))
     return None
 
 
@@ -101,16 +102,31 @@ def _name_network(config: Any, spec: dict[str, Any]) -> None:
         model.network.class_path, model.network.init_args = spec["class_path"], type(config)(**spec["init_args"])
 
 
-def _checkpoint(given: str, root: Path) -> Path:
-    """The file that ``--ckpt_path`` means."""
+def _checkpoint(given: str, kept: Path) -> Path:
+    """The file that ``--ckpt_path`` means; ``kept`` is the folder of the run, or where else it keeps checkpoints."""
     if "://" in given:
         raise CheckpointError(f"{given} is an address: download the checkpoint first, and give the file")
-    path = root if given == "last" else Path(given)
+    if given == "best":
+        return _best(kept)
+    path = kept if given == "last" else Path(given)
     if given != "last" and holds_model(path):
         raise CheckpointError(
             f"{path} is an exported folder, from which training cannot go on: begin with it by --init_from {path}"
         )
     return newest_checkpoint(path) if given == "last" or path.is_dir() else path
+
+
+def _best(kept: Path) -> Path:
+    """The checkpoint that the newest one remembers as the best, wherever the run's folder is now."""
+    newest = newest_checkpoint(kept)
+    for state in read_checkpoint(newest).get("callbacks", {}).values():
+        name = Path(state.get("best_model_path") or "").name
+        if name and state.get("monitor") not in (None, "step"):
+            best = newest.with_name(name)
+            if not best.exists():
+                raise CheckpointError(f"the best checkpoint of {kept} was {best}, which is not there any more")
+            return best
+    raise CheckpointError(f"{kept} knows no best checkpoint: train with --checkpoint.monitor val/bleu, or give a file")
 
 
 def _load(config: Any, path: Path) -> None:

@@ -70,7 +70,9 @@ def add_penalty_options(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where and how to compute, of all commands that translate."""
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "bf16", "int8"),
@@ -97,7 +99,9 @@ def usable_device(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return str(torch.zeros(0, device=name).device)
+        device = torch.zeros(1, device=name)
+        device.item()  # some devices hold shapes alone
+        return str(device.device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
 

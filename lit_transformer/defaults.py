@@ -47,7 +47,6 @@ CALLBACK_DEFAULTS = {
     "checkpoint.filename": "step={step}",
     "checkpoint.auto_insert_metric_name": False,
     "checkpoint.monitor": "step",
-    "checkpoint.mode": "max",
     "checkpoint.save_top_k": 5,
     "checkpoint.every_n_train_steps": 1000,
     "checkpoint.save_on_exception": True,  # also on SIGTERM and on the keyboard's interrupt

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_transformer.class_paths import class_path_of
 from lit_transformer.errors import InputError as InputError
 from lit_transformer.vocabulary import PAD_ID
 
@@ -135,7 +136,7 @@ class TranslationNetwork(nn.Module, ABC):
 
     Any subclass can be trained by ``LitTransformer`` and decoded by any ``Search``. The arguments of its
     constructor are recorded, so that a checkpoint can say how to build it again: keep them plain data
-    (numbers, strings, booleans, lists, dicts).
+    (numbers, strings, booleans, lists, dicts), and give those that go into ``*args`` by name.
 
     ``vocab_size`` is the number of target tokens that it scores, ``max_length`` the longest sequence that it
     can represent in tokens, or None if there is no bound.
@@ -159,14 +160,18 @@ class TranslationNetwork(nn.Module, ABC):
         for name, parameter in signature.parameters.items():
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 values.update(values.pop(name))
+            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and (nameless := values.pop(name)):
+                raise TypeError(
+                    f"{cls.__name__} got {len(nameless)} arguments without a name in *{name}: give them by name, so "
+                    "that a checkpoint can say how to build the network again"
+                )
         object.__setattr__(network, "init_args", values)
         return network
 
     @property
     def spec(self) -> dict[str, Any]:
         """How to build this network again: its class by import path and its arguments."""
-        cls = type(self)
-        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": dict(self.init_args)}
+        return {"class_path": class_path_of(type(self)), "init_args": dict(self.init_args)}
 
     def sharded_parts(self) -> list[nn.Module]:
         """Parts, innermost first, whose weights are gathered one at a time where training divides them over processes.

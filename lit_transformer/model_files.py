@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +12,27 @@ import safetensors
 import safetensors.torch
 
 from lit_transformer.checkpoints import CheckpointError, UndrawnWeights, newest_checkpoint, read_checkpoint, replacing
+from lit_transformer.class_paths import import_class
 from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.errors import InputError
 from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import TranslationNetwork
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
+_NO_TOKENIZER = "holds no tokenizer, so it cannot translate by itself; train with a data module that has one"
+_NO_SPEC = (
+    "does not say how to build its network, so it cannot translate by itself; train a TranslationNetwork whose "
+    "arguments are plain data, with LitTransformer"
+)
+
 Model = tuple[TranslationNetwork, SubwordTokenizer]
 
 
 def read_model(path: str | Path, revision: str | None = None) -> Model:
-    """The network and the tokenizer out of a file, a folder or the Hub, without running code that comes with them.
+    """The network and the tokenizer out of a file, a folder or the Hub, without running code that comes with a folder.
+
+    A network of one's own is imported from where Python looks for modules; commands look in the current folder too.
 
     Args:
         path: A ``.ckpt`` file, the folder of a run, a folder that ``write_model`` made, or ``owner/name`` on the Hub.
@@ -84,21 +93,21 @@ def weights_of(checkpoint: str | Path, revision: str | None = None) -> Path:
     return path
 
 
-def build_network(spec: dict[str, Any]) -> TranslationNetwork:
+def build_network(spec: dict[str, Any], folder: Path | None = None) -> TranslationNetwork:
     """Builds the network that ``TranslationNetwork.spec`` describes, with fresh weights.
+
+    Args:
+        spec: Import path of the class, and its arguments.
+        folder: Where the description lies, if nothing there may be imported.
 
     Raises:
         CheckpointError: If the class cannot be imported, is not a ``TranslationNetwork``, or refuses its arguments.
     """
     class_path, arguments = str(spec.get("class_path", "")), spec.get("init_args", {})
-    module_name, _, class_name = class_path.rpartition(".")
     try:
-        network_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = f"the network class {class_path!r} cannot be imported ({error}); install its package"
-        raise CheckpointError(message) from None
-    if not (isinstance(network_class, type) and issubclass(network_class, TranslationNetwork)):
-        raise CheckpointError(f"{class_path!r} is not a TranslationNetwork, so a checkpoint may not build it")
+        network_class = import_class(class_path, TranslationNetwork, "network", folder)  # type: ignore[type-abstract]
+    except InputError as error:
+        raise CheckpointError(str(error)) from None
     try:
         return network_class(**arguments)
     except (TypeError, ValueError) as error:
@@ -110,8 +119,7 @@ def _from_checkpoint(path: Path) -> Model:
     arguments, state = content.get("hyper_parameters"), _stored_tokenizer(content)
     spec = arguments.get("network") if isinstance(arguments, dict) else None
     if not isinstance(spec, dict) or state is None:
-        missing = "tokenizer" if isinstance(spec, dict) else "description of the network"
-        raise CheckpointError(f"{path} holds no {missing}, so it cannot translate by itself; train with fit")
+        raise CheckpointError(f"{path} {_NO_TOKENIZER if isinstance(spec, dict) else _NO_SPEC}")
     prefix = "network."
     weights = {
         key.removeprefix(prefix).replace("_orig_mod.", ""): value
@@ -139,8 +147,8 @@ def _from_folder(folder: Path) -> Model:
         if not isinstance(spec, dict):
             raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
         with UndrawnWeights():
-            network = build_network(spec)
-        tokenizer = SubwordTokenizer.load(folder / TOKENIZER_FILE)
+            network = build_network(spec, folder)
+        tokenizer = SubwordTokenizer.load(folder / TOKENIZER_FILE, folder)
         safetensors.torch.load_model(network, folder / WEIGHTS_FILE)
     return network, tokenizer
 

@@ -9,10 +9,10 @@ from typing import Any, TypeGuard
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
 
 from lit_transformer.adam import fuse_on_cpu
 from lit_transformer.adam import paper_adam as paper_adam
@@ -25,6 +25,7 @@ from lit_transformer.nn.inference import PreparedTransformer, prepare_if_possibl
 from lit_transformer.nn.packed import can_pack, packed_features
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.speed import Speed
+from lit_transformer.token_mean import TokenMean
 from lit_transformer.vocabulary import PAD_ID
 
 _UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
@@ -63,7 +64,8 @@ class LitTransformer(L.LightningModule):
     Each target token of an optimizer step weighs the same, however the step is cut into micro-batches
     (``accumulate_grad_batches``) and processes: gradients are sums over tokens, divided once by the number of tokens
     of all of them, before clipping. The same holds for a ``criterion`` and for an own ``compute_loss``, which give
-    means. A subclass that has its own ``on_before_optimizer_step`` calls this one first.
+    means. A subclass that has its own ``on_before_optimizer_step`` calls this one first, and finds the means then;
+    that of a callback comes before it, and still sees sums.
 
     Source: Vaswani et al. 2017, sections 5.3 (optimizer) and 5.4 (label smoothing).
 
@@ -73,7 +75,8 @@ class LitTransformer(L.LightningModule):
             ``criterion`` is given.
         optimizer: Makes the optimizer from the parameters; its learning rate is the peak of the warm-up. The
             default is the paper's Adam.
-        search: How ``generate`` and ``predict`` decode. The default is the paper's beam search.
+        search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
+            beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
 
     Raises:
@@ -103,9 +106,10 @@ class LitTransformer(L.LightningModule):
         self.criterion = criterion
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
+        self.has_own_search = search is not None
         self.search = search or BeamSearch()
-        self.val_loss, self.val_nll = MeanMetric(), MeanMetric()
-        self.test_loss, self.test_nll = MeanMetric(), MeanMetric()
+        self.val_loss, self.val_nll = TokenMean(), TokenMean()
+        self.test_loss, self.test_nll = TokenMean(), TokenMean()
         self._num_labels = torch.ones((), dtype=torch.long)  # of the batch in hand
         self._means: Tensor | None = None  # its loss and negative log-likelihood
         self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
@@ -205,7 +209,10 @@ class LitTransformer(L.LightningModule):
         Lightning has divided them by the number of micro-batches, the strategy by the number of processes, and a
         gradient scaler has been undone; clipping comes after.
         """
-        totals = self.trainer.strategy.reduce(torch.stack(self._totals).sum(0), reduce_op="sum")
+        own = (
+            torch.stack(self._totals).sum(0) if self._totals else torch.zeros(3, device=self.device)
+        )  # none if skipped
+        totals = self.trainer.strategy.reduce(own, reduce_op="sum")
         num_labels = totals[0].clamp(min=1)
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         scale = parts * _UNIT_TOKENS / num_labels
@@ -240,9 +247,18 @@ class LitTransformer(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuses to train with a tokenizer of another size than the network, where both say theirs.
 
+        Warns where checkpoints will not say how to build the network, so that nothing but this program can use them.
+
         Raises:
             InputError: If they differ.
         """
+        for name, value in self.network.spec["init_args"].items():
+            if not _is_plain(value):
+                rank_zero_warn(
+                    f"argument {name} of {type(self.network).__name__} is no plain data ({type(value).__name__}), so "
+                    "checkpoints cannot say how to build the network, and translate, export and serve cannot read "
+                    "them; take numbers, strings, booleans, lists and dicts"
+                )
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         for name in ("vocab_size", "src_vocab_size"):
             ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
@@ -333,10 +349,10 @@ class LitTransformer(L.LightningModule):
         """Adds a batch to the test loss."""
         self._evaluate(batch, self.test_loss, self.test_nll)
 
-    def _evaluate(self, batch: TranslationBatch, loss_mean: MeanMetric, nll_mean: MeanMetric) -> None:
+    def _evaluate(self, batch: TranslationBatch, loss_mean: TokenMean, nll_mean: TokenMean) -> None:
         loss, nll = self.compute_loss(batch)
-        loss_mean.update(loss, weight=batch.num_labels)
-        nll_mean.update(nll, weight=batch.num_labels)
+        loss_mean.update(loss, batch.num_labels)
+        nll_mean.update(nll, batch.num_labels)
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over the whole validation set, all processes together."""
@@ -346,7 +362,7 @@ class LitTransformer(L.LightningModule):
         """Logs the mean over the whole test set, all processes together."""
         self._log_means("test", self.test_loss, self.test_nll)
 
-    def _log_means(self, stage: str, loss_mean: MeanMetric, nll_mean: MeanMetric) -> None:
+    def _log_means(self, stage: str, loss_mean: TokenMean, nll_mean: TokenMean) -> None:
         means = {"loss": loss_mean.compute(), "perplexity": nll_mean.compute().exp()}  # of all processes together
         for name, value in means.items():
             self.log(f"{stage}/{name}", value, prog_bar=stage == "val", sync_dist=True)

@@ -36,7 +36,7 @@ from lit_transformer.defaults import (
     TRAINER_DEFAULTS,
     USED_BY,
 )
-from lit_transformer.interfaces import InputError
+from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
@@ -134,6 +134,13 @@ class TranslationCLI(LightningCLI):
         """The folder of the run."""
         return Path(self.config[self.config.subcommand].trainer.default_root_dir)
 
+    @property
+    def _checkpoints(self) -> Path:
+        """Where the run keeps its checkpoints: in its folder, unless ``checkpoint.dirpath`` says otherwise."""
+        usual, saver = self._root / "checkpoints", self.trainer.checkpoint_callback
+        dirpath = getattr(saver, "dirpath", None) or usual
+        return usual if Path(dirpath) == usual.absolute() else Path(dirpath)
+
     def _parse_ckpt_path(self) -> None:
         """Finds the weights that the subcommand begins with."""
         self._beginning = take_weights(self.config[self.config.subcommand], self.config.subcommand, self._root)
@@ -151,7 +158,16 @@ class TranslationCLI(LightningCLI):
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, CheckpointAveraging):
                     callback.num_checkpoints = 1  # of one model; fit averages nothing
+        if self.subcommand == "predict" and isinstance(self.model, LitTransformer) and not self.model.has_own_search:
+            self.model.search = self._scored_search()
         self._check_lengths()
+
+    def _scored_search(self) -> Search:
+        """The search whose translations ``test`` scores, so that ``predict`` writes the same ones."""
+        own = self.trainer.callbacks  # type: ignore[attr-defined]
+        listed = next((callback for callback in own if isinstance(callback, BLEUEvaluation)), None)
+        evaluation: BLEUEvaluation = listed or self._get(self.config_init, "bleu")
+        return evaluation.search
 
     def _check_lengths(self) -> None:
         """Refuses a network that cannot represent the longest sentence of the data."""
@@ -188,9 +204,11 @@ class TranslationCLI(LightningCLI):
         ]
         if config.enable_checkpointing is False or config.barebones:
             chosen = [callback for callback in chosen if not isinstance(callback, ModelCheckpoint)]
-        for callback in chosen:
+        for callback in (*chosen, *own):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self._root / "checkpoints").absolute())
+            if isinstance(callback, BLEUEvaluation) and callback.output_path is None and callback in own:
+                callback.output_path = Path(str(CALLBACK_DEFAULTS["bleu.output_path"]))
             if isinstance(callback, (TranslationWriter, BLEUEvaluation)) and callback.output_path is not None:
                 callback.output_path = self._in_run(callback.output_path)
         return chosen
@@ -237,25 +255,41 @@ class TranslationCLI(LightningCLI):
 
     def _make_room(self, config: Any) -> None:
         """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
-        folder = self._root / "checkpoints"
+        folder = self._checkpoints
         if not config.ckpt_path and (self._root / WEIGHTS_FILE).is_file():
             raise InputError(
                 f"{self._root} is the folder of a model, not of a run: choose another --trainer.default_root_dir"
             )
-        if config.ckpt_path or config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
+        if config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
+            return
+        if config.ckpt_path and Path(config.ckpt_path).resolve().parent == folder.resolve():
+            self._check_branch(Path(config.ckpt_path), folder)
             return
         if not config.overwrite:
+            other = " of another run" if config.ckpt_path else ""
             raise InputError(
-                f"{folder} already holds checkpoints: continue that run with --ckpt_path last, start it anew with "
-                "--overwrite true, or choose another --trainer.default_root_dir"
+                f"{folder} already holds checkpoints{other}: continue that run with --ckpt_path last, start it anew "
+                "with --overwrite true, or choose another --trainer.default_root_dir"
             )
         if not self.trainer.is_global_zero:
             return
-        shutil.rmtree(folder)
+        for path in folder.glob("*.ckpt"):  # some strategies write folders
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
         scored, predicted = (self._in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"])) for key in ("bleu", "writer"))
         for path in (*ScoreFiles.beside(scored), predicted):  # of the earlier network
             path.unlink(missing_ok=True)
+
+    def _check_branch(self, given: Path, folder: Path) -> None:
+        """Refuses to go on from a checkpoint that is not the last: names and means would mix what came of it."""
+        step = int(read_checkpoint(given)["global_step"])
+        later = max(by_step(checkpoints_in(folder)), default=step)
+        if later > step:
+            raise InputError(
+                f"{folder} also holds checkpoints of later steps, up to {later}, which would be mixed with those that "
+                f"follow {given.name}: give this run a folder of its own with --trainer.default_root_dir, or move the "
+                "later ones away"
+            )
 
     def before_validate(self) -> None:
         """Looks at the text first."""
@@ -285,6 +319,8 @@ class TranslationCLI(LightningCLI):
             rows, _ = next(corpus.rows(), ([], None))
             for row in rows[:1]:
                 corpus.read_row(row)
+            if corpus.src == corpus.tgt and part != "predict":
+                logger.warning("both sides of %s are %r: the network is to learn a copy", corpus, corpus.src)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; what failed before there was anything to log takes its folder of logs away."""
@@ -306,7 +342,7 @@ class TranslationCLI(LightningCLI):
 
     def _stopped(self, by: str) -> str:
         """By what, and how to go on if a checkpoint is there."""
-        is_kept = self.subcommand == "fit" and any((self._root / "checkpoints").glob("*.ckpt"))
+        is_kept = self.subcommand == "fit" and any(self._checkpoints.glob("*.ckpt"))
         command = f"lit-transformer fit --config {self._root / 'config.yaml'} --ckpt_path last"
         return f"stopped by {by}" + (f"; continue with {command}" if is_kept else "")
 
@@ -320,18 +356,18 @@ class TranslationCLI(LightningCLI):
             return
         left = [name for name in ("config.yaml", "checkpoints", "logs") if (self._root / name).exists()]
         logger.info("\nThe run is in %s: %s.", self._root, ", ".join(left))
-        if "checkpoints" in left:
+        if any(self._checkpoints.glob("*.ckpt")):
             logger.info(
                 "Score it:   lit-transformer test --config %s%s\nTranslate:  lit-transformer translate %s 'a sentence'",
                 self._root / "config.yaml",
                 self._fewer_to_average(),
-                self._root,
+                self._root if "checkpoints" in left else self._checkpoints,
             )
 
     def _fewer_to_average(self) -> str:
         """The option that test needs where a short run left fewer checkpoints than it averages, or nothing."""
         averaging = self._get(self.config, "averaging")
-        there = len(by_step(checkpoints_in(self._root / "checkpoints")))
+        there = len(by_step(checkpoints_in(self._checkpoints)))
         return f" --averaging.num_checkpoints {there}" if 0 < there < averaging.num_checkpoints else ""
 
 

@@ -214,7 +214,7 @@ def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
 
 
 def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(_told(stream, name), 1):
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # drops a byte order mark
         except UnicodeDecodeError:
@@ -222,6 +222,14 @@ def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
             hint = "it is compressed, so pipe it through zcat" if is_packed else "convert the text to UTF-8 first"
             raise InputError(f"line {number} of {name} is not valid UTF-8; {hint}") from None
         yield text.removesuffix("\n").removesuffix("\r")
+
+
+def _told(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """The lines; an error while they are read names the file that they come from."""
+    try:
+        yield from stream
+    except OSError as error:
+        raise InputError(f"{name} cannot be read to its end: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Translator:
     """Translates text with a trained network and its tokenizer.
 
     Args:
-        network: The trained network; it is put into evaluation mode.
+        network: The trained network; it is put into evaluation mode, so call its ``train()`` to train on.
         tokenizer: The tokenizer that it was trained with.
         search: How to decode; the default is the paper's beam search.
         max_tokens: Budget of a batch, in source tokens with padding.
@@ -75,7 +75,7 @@ class Translator:
         if num_workers is not None and num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, got {num_workers}")
         _check_sizes(network, tokenizer)
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval()
         self.tokenizer = tokenizer
         self.search = search or BeamSearch()
         self.max_tokens = max_tokens
@@ -132,7 +132,7 @@ class Translator:
             InputError: If there is no source text, the target is longer than the network can read, or the network has
                 no ``attention_maps``.
         """
-        if not source.strip():
+        if self.tokenizer.is_blank(source):
             raise InputError("the source sentence is empty; give a sentence to look at")
         src = self._encode([source], [0], 0)
         if target is not None:
@@ -149,14 +149,22 @@ class Translator:
     def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
 
-        An empty sentence has one translation, the empty one, with score 0.
+        An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags.
+
+        Raises:
+            InputError: If it is one sentence instead of a list of them.
         """
+        if isinstance(texts, str):
+            raise InputError("translate takes a list of sentences; for a single one call the translator itself")
+        return self._translated(texts)
+
+    def _translated(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
         stream, start, workers = iter(texts), 0, None
         waiting: deque[Iterator[list[Translation]]] = deque()
         try:
             while window := list(islice(stream, _WINDOW)):
                 if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
-                    workers = SearchWorkers(self.search, self._fastest(), num_workers)
+                    workers = SearchWorkers(self._search, self._fastest(), num_workers)
                 run = workers.submit if workers else self._later
                 waiting.append(self._translate_window(window, start, run))
                 start += len(window)
@@ -197,7 +205,7 @@ class Translator:
         self, texts: list[str], start: int, run: Callable[[Tensor], Callable[[], list[list[Hypothesis]]]]
     ) -> Iterator[list[Translation]]:
         """Queues some lines, batched by like length; ``start`` is the number of lines before them."""
-        filled = [index for index, text in enumerate(texts) if text.strip()]
+        filled = [index for index, text in enumerate(texts) if not self.tokenizer.is_blank(text)]
         ids = dict(zip(filled, self._encode([texts[index] for index in filled], filled, start), strict=True))
         batches = batches_by_length({index: len(row) for index, row in ids.items()}, self.max_tokens)
         jobs = [(indices, run(padded([ids[index] for index in indices]))) for indices in batches]
@@ -229,16 +237,19 @@ class Translator:
 
     @torch.inference_mode()
     def _decode(self, src: Tensor) -> list[list[Hypothesis]]:
-        network, device = self._fastest(), self._device
-        if self.precision == "bf16" and device.type == "cpu" and not has_fast_bfloat16() and not self._has_warned:
-            self._has_warned = True
-            logger.warning("torch has no fast bfloat16 on this CPU: float32 is many times as fast")
+        return self._search(self._fastest(), src.to(self._device))
+
+    def _search(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:
+        """The search, here or in a worker; a network that is not prepared for bfloat16 computes in it all the same."""
         is_bf16 = self.precision == "bf16" and network is self.network
-        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
-            return self.search(network, src.to(device))
+        with torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
+            return self.search(network, src)
 
     def _fastest(self) -> TranslationNetwork:
         """The network prepared or compiled for searches, or itself where it can be neither."""
+        if self.precision == "bf16" and self._device.type == "cpu" and not (self._has_warned or has_fast_bfloat16()):
+            self._has_warned = True
+            logger.warning("torch has no fast bfloat16 on this CPU: float32 is many times as fast")
         if self._prepared is not None and self._prepared.is_current():
             return self._prepared
         network, precision, reason = self.network, self.precision, obstacle(self.network)

@@ -270,6 +270,12 @@ def test_hostile_text_stays_text(window: Window, tmp_path: Path) -> None:
     assert "<img src=x" in window.text("#says")
 
 
+def test_in_plain_text_a_view_names_its_words_and_no_tensor() -> None:
+    view = AttentionView(MAPS, SRC, TGT, "나는 고양이를", [], "I love cats", [(OTHER_MAPS, OTHER)])
+    assert "I love cats" in repr(view)
+    assert "tensor" not in repr(view)
+
+
 def test_a_notebook_shows_the_page_in_a_frame(window: Window, tmp_path: Path) -> None:
     beams = [Translation(*BEAMS[0]), Translation(*BEAMS[1])]
     view = AttentionView(MAPS, SRC, TGT, '나는 "고양이"를', beams, "I love <cats>", [(OTHER_MAPS, OTHER)])

@@ -517,3 +517,89 @@ def test_small_vocabularies_of_words_are_scored_too(project: Path) -> None:
     recipe.train([SentencePair("a b c", "c b a")])
     folder = write_model(Transformer(recipe.vocab_size, num_layers=1, d_model=16, num_heads=2, d_ff=16), recipe, "word")
     succeed("test", "--config", "tiny.yaml", "--ckpt_path", folder)
+
+
+def test_a_run_does_not_branch_among_its_own_checkpoints(project: Path, journey: Journey) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    earlier = project / "run" / "checkpoints" / NEXT_TO_LAST
+    options = ("--config", "run/config.yaml", "--ckpt_path", earlier, "--warmup.cooldown_steps", "4")
+    refused = lit("fit", *options)
+    assert refused.status == 1
+    assert "also holds checkpoints of later steps, up to 8, which would be mixed with those that follow" in refused.err
+    assert read_config(project / "run" / "config.yaml")["warmup"]["cooldown_steps"] == 0
+    options = (*options, "--trainer.default_root_dir")
+    succeed("fit", *options, "branch")
+    tested = succeed("test", "--config", "branch/config.yaml", "--averaging.num_checkpoints", "1")
+    assert f"branch/checkpoints/{LAST}" in tested.err
+    shutil.copytree(journey.folder / "run", project / "other")
+    assert "already holds checkpoints of another run" in lit("fit", *options, "other").err
+    succeed("fit", *options, "other", "--overwrite", "true")
+    assert [path.name for path in (project / "other" / "checkpoints").iterdir()] == [LAST]
+
+
+def test_the_best_checkpoint_is_found(project: Path) -> None:
+    monitored = ("--checkpoint.monitor", "val/loss", "--checkpoint.save_top_k", "1", "--bleu.every_n_validations", "0")
+    succeed("fit", "--config", "tiny.yaml", *monitored, "--model.optimizer.init_args.lr", "0.3")
+    kept = [load(path) for path in sorted((project / "run" / "checkpoints").iterdir())]
+    (state,) = [state for name, state in kept[-1]["callbacks"].items() if name.startswith("StepCheckpoint")]
+    rows = by_step(log_rows(project / "run" / "logs" / "version_0"), "val/loss")
+    least = min(float(loss) for loss in rows.values())
+    assert float(state["best_model_score"]) == pytest.approx(least)
+    shutil.move(project / "run", project / "moved")
+    here = ("--config", "moved/config.yaml", "--trainer.default_root_dir", "moved")
+    scored = succeed("validate", *here, "--ckpt_path", "best", "--averaging.num_checkpoints", "1")
+    assert f"moved/checkpoints/{Path(state['best_model_path']).name}" in scored.err
+    told = re.search(r"val/loss\D+([\d.]+)", scored.out)
+    assert told
+    assert float(told[1]) == pytest.approx(least, rel=1e-4)
+    succeed("fit", "--config", "tiny.yaml", "--trainer.default_root_dir", "plain")
+    unknown = lit("test", "--config", "plain/config.yaml", "--ckpt_path", "best")
+    assert "plain knows no best checkpoint: train with --checkpoint.monitor val/bleu, or give a file" in unknown.err
+
+
+def test_predict_writes_what_test_scores(project: Path) -> None:
+    content = read_config(project / "tiny.yaml")
+    del content["model"]["search"]
+    content["bleu"] |= {"beam_size": 3, "length_penalty": 2.0, "penalty_kind": "power"}
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    succeed("fit", "--config", "own.yaml")
+    succeed("test", "--config", "run/config.yaml")
+    succeed("predict", "--config", "run/config.yaml")
+    assert (project / "run" / "predictions.txt").read_text() == (project / "run" / "test.hyp.txt").read_text()
+
+
+def test_a_listed_evaluation_leaves_its_files_in_the_run(project: Path) -> None:
+    content = read_config(project / "tiny.yaml")
+    content["trainer"]["callbacks"] = [
+        {"class_path": "lit_transformer.BLEUEvaluation"},
+        {"class_path": "lit_transformer.TranslationWriter", "init_args": {"output_path": "{run}/own.txt"}},
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"},
+    ]
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    succeed("fit", "--config", "own.yaml")
+    assert list((project / "run" / "checkpoints").glob("*.ckpt"))
+    assert "already holds checkpoints" in lit("fit", "--config", "own.yaml").err
+    succeed("test", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
+    succeed("predict", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
+    assert {"test.hyp.txt", "test.scores.json", "own.txt"} <= {path.name for path in (project / "run").iterdir()}
+    assert not (project / "{run}").exists()
+
+
+def test_a_network_that_is_to_copy_is_told(project: Path) -> None:
+    finished = succeed("fit", "--config", "tiny.yaml", "--data.train.tgt", "en", "--data.val.tgt", "en")
+    assert "both sides of ParallelCorpus(train, en-en) are 'en': the network is to learn a copy" in finished.err
+
+
+def test_checkpoints_may_be_kept_elsewhere(project: Path) -> None:
+    options = ("--config", "tiny.yaml", "--checkpoint.dirpath", "disk/weights")
+    fitted = succeed("fit", *options, "--trainer.max_steps", "4")
+    assert f"translate {project / 'disk' / 'weights'} 'a sentence'" in fitted.err
+    assert not (project / "run" / "checkpoints").exists()
+    assert "weights already holds checkpoints" in lit("fit", *options).err
+    succeed("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "8")
+    tested = succeed("test", "--config", "run/config.yaml")
+    assert f"weights/{LAST}" in tested.err
+    assert succeed("translate", "disk/weights", "a b").out
+    (project / "disk" / "weights" / "notes.txt").touch()
+    succeed("fit", *options, "--trainer.max_steps", "4", "--overwrite", "true")
+    assert sorted(path.name for path in (project / "disk" / "weights").iterdir()) == ["notes.txt", NEXT_TO_LAST]

@@ -269,12 +269,14 @@ def test_bad_text_is_named(tiny_run: Path, tmp_path: Path) -> None:
     assert_one_sentence(finished, "sentence 2 of the command line is not valid UTF-8")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a file that cannot be read to its end")
 def test_bad_files_are_named(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for arguments, words in (
         (["--input", tmp_path / "gone"], "gone cannot be read: No such file"),
         (["--input", tmp_path / "gone.gz"], "gone.gz: No such file"),
         (["--input", tmp_path], "cannot be read: Is a directory"),
+        (["--input", "/proc/self/mem", "--output", tmp_path / "x"], "/proc/self/mem cannot be read to its end: Input/"),
         (["--input", "http://127.0.0.1:9/x.gz"], "is no file of this machine"),
         (["one", "--output", tmp_path], "cannot be written: Is a directory"),
         (["one", "--output", tmp_path / "file" / "out"], "out cannot be written: "),

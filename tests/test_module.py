@@ -552,7 +552,9 @@ def test_a_network_with_live_arguments_is_not_described(tmp_path: Path) -> None:
             self.part = part
 
     module = LitTransformer(Wrapped(nn.Linear(2, 2)))
-    assert "network" not in save(module, tmp_path / "x.ckpt")["hyper_parameters"]
+    with pytest.warns(UserWarning, match="argument part of Wrapped is no plain data .Linear., so checkpoints cannot"):
+        content = save(module, tmp_path / "x.ckpt")
+    assert "network" not in content["hyper_parameters"]
 
 
 # Translating
@@ -775,3 +777,30 @@ def test_a_network_of_another_vocabulary_than_the_data_is_refused(
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(InputError, match=rf"the network has .*{name}, but the tokenizer of the data 600"):
         trainer.fit(LitTransformer(network), data)
+
+
+def test_one_loss_that_is_no_number_spoils_the_mean() -> None:
+    class Diverged(LitTransformer):
+        def compute_loss(self, batch: TranslationBatch) -> Any:
+            found = super().compute_loss(batch)
+            return found._replace(loss=found.loss * (math.nan if len(batch) == 1 else 1))
+
+    batches = [make_batch(make_pairs(count)) for count in (3, 1, 4)]
+    module = Diverged(Transformer(V, **SMALL))
+    (result,) = make_trainer().validate(module, loader(batches), verbose=False)
+    assert math.isnan(result["val/loss"])
+    assert result["val/perplexity"] > 1
+    (result,) = make_trainer().validate(module, loader(batches[::2]), verbose=False)
+    assert result["val/loss"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+def test_a_batch_can_be_skipped() -> None:
+    class Picky(LitTransformer):
+        def training_step(self, batch: TranslationBatch, batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    module = Picky(Transformer(V, **SMALL))
+    trainer = fit(module, [make_batch(make_pairs(count)) for count in (2, 3, 4)], max_epochs=1)
+    assert trainer.fit_loop.total_batch_idx == 2
+    assert all(parameter.isfinite().all() for parameter in module.parameters())

@@ -7,6 +7,7 @@ import yaml
 from command_line import TINY, lit, write_digits
 
 from lit_transformer import Translator
+from lit_transformer.interfaces import InputError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,13 @@ def test_the_option_is_the_same_as_a_typed_tag(run: Path) -> None:
     assert "<" not in by_option.out
     assert "tag" not in by_option.err + typed.err
     assert by_option.out != lit("translate", run, "a b c", "", "d").out
+
+
+def test_a_line_of_tags_alone_stays_empty(run: Path) -> None:
+    translator = Translator.from_pretrained(run)
+    assert translator(["", "<back>", " <copy> <back> ", "<copy> a"])[:3] == ["", "", ""]
+    with pytest.raises(InputError, match="the source sentence is empty"):
+        translator.attention("<back> ")
 
 
 def test_lines_without_a_tag_are_told_once(run: Path) -> None:

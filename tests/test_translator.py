@@ -10,6 +10,8 @@ import random
 import shutil
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from command_line import lit
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 from torch import nn
@@ -26,6 +29,7 @@ from lit_transformer import translator as translator_file
 from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.interfaces import InputError, SentencePair, Translation
 from lit_transformer.model_files import build_network
 from lit_transformer.nn import Transformer
@@ -90,7 +94,6 @@ def test_saving_again_replaces_and_leaves_nothing_else(translator: Translator, t
 
 def test_it_is_ready_for_inference(translator: Translator) -> None:
     assert not any(part.training for part in translator.network.modules())
-    assert not any(parameter.requires_grad for parameter in translator.network.parameters())
     assert translator.to("cpu") is translator
 
 
@@ -227,6 +230,18 @@ def test_line_breaks_never_come_out(translator: Translator) -> None:
     assert Translator(translator.network, translator.tokenizer, Fixed())("one") == ["a b  c"]
 
 
+def test_a_single_sentence_is_for_the_call(translator: Translator) -> None:
+    with pytest.raises(InputError, match="translate takes a list of sentences; for a single one call the translator"):
+        translator.translate("one cat")
+
+
+def test_a_network_that_translates_can_be_trained_on(translator: Translator) -> None:
+    assert translator("one cat") == ["eins Katze"]
+    network = translator.network.train()
+    network(torch.tensor([[5, EOS_ID]]), torch.tensor([[2, 5]])).sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 # What every head looks at
 
 
@@ -314,14 +329,15 @@ def change_spec(**spec: Any) -> Any:
     ("change", "message"),
     [
         (lambda c: c.pop("TranslationDataModule"), r"x.ckpt holds no tokenizer, so it cannot translate by itself"),
-        (lambda c: c.pop("hyper_parameters"), r"x.ckpt holds no description of the network"),
-        (lambda c: c.update(hyper_parameters=[1]), r"x.ckpt holds no description of the network"),
-        (lambda c: c["hyper_parameters"].update(network="x"), r"x.ckpt holds no description of the network"),
+        (lambda c: c.pop("hyper_parameters"), r"x.ckpt does not say how to build its network"),
+        (lambda c: c.update(hyper_parameters=[1]), r"x.ckpt does not say how to build its network"),
+        (lambda c: c["hyper_parameters"].update(network="x"), r"x.ckpt does not say how to build its network"),
         (lambda c: c["TranslationDataModule"].update(tokenizer={}), r"x.ckpt is damaged: not the state of a Subword"),
         (change_spec(class_path="os.system"), r"x.ckpt cannot be used: 'os.system' is not a TranslationNetwork"),
         (change_spec(class_path="torch.nn.Linear"), r"'torch.nn.Linear' is not a TranslationNetwork, so"),
         (change_spec(class_path="no_such_package.Network"), r"cannot be imported .*no_such_package.*install its"),
         (change_spec(class_path="lit_transformer.Transfomer"), r"'lit_transformer.Transfomer' cannot be imported"),
+        (change_spec(class_path="__main__.Own"), r"'__main__.Own' was defined in a script.*move it into a module"),
         (change_spec(class_path=None), r"'None' cannot be imported"),
         (change_spec(class_path=".Transformer"), r"'.Transformer' cannot be imported"),
         (change_spec(init_args={"d_modl": 4}), r"Transformer does not accept the stored arguments: .*d_modl"),
@@ -583,3 +599,72 @@ def test_a_folder_for_others_says_what_it_is(tmp_path: Path, files: dict[str, st
         (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=words):
         Translator.from_pretrained(tmp_path)
+
+
+# Folders that bring code along
+
+
+def test_code_in_the_folder_of_a_model_is_not_run(
+    translator: Translator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = translator.save(tmp_path / "model")
+    (model / "config.json").write_text(json.dumps({"class_path": "module_of_a_stranger.Net", "init_args": {}}))
+    trap = "from pathlib import Path\nPath('ran').touch()\nfrom lit_transformer import Transformer as Net\n"
+    (model / "module_of_a_stranger.py").write_text(trap)
+    monkeypatch.chdir(model)
+    finished = lit("translate", ".", "one")
+    assert finished.status == 1
+    assert "code that comes with a model is not run" in finished.err
+    assert not (model / "ran").exists()
+    (model / "module_of_a_stranger.py").rename(tmp_path / "module_of_a_stranger.py")
+    monkeypatch.chdir(tmp_path)
+    lit("translate", "model", "one")  # of whoever calls the command
+    assert (tmp_path / "ran").exists()
+
+
+# Workers in all circumstances
+
+
+def _translate_many(run: Path) -> list[str]:
+    return Translator.from_pretrained(run, search=GreedySearch())(LINES * 30)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_a_daemonic_process_searches_by_itself(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_transformer.decoding.workers.os.sched_getaffinity", lambda _: {0, 1})
+    assert possible_workers() == 2
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    assert possible_workers() == 1
+    assert _translate_many(tiny_run) == Translator.from_pretrained(tiny_run, num_workers=1)(LINES) * 30
+    with pytest.raises(InputError, match="2 workers cannot be started from a daemonic process"):
+        next(Translator.from_pretrained(tiny_run, num_workers=2).translate(["one"]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_workers_outlive_the_thread_that_began_them(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run, search=GreedySearch(), num_workers=2, max_tokens=20)
+    results, first = translator.translate(LINES * 400), []
+    thread = threading.Thread(target=lambda: first.append(next(results)))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    assert [one[0].text for one in [*first, *results]] == translator(LINES) * 400
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+def test_workers_compute_in_the_precision_asked_for(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lit_transformer.translator.has_fast_bfloat16", lambda: False)
+
+    class NamesItsPrecision(GreedySearch):
+        def __call__(self, network: Any, src: torch.Tensor) -> Any:
+            is_bf16 = torch.is_autocast_enabled("cpu")
+            return [[one._replace(score=float(is_bf16)) for one in found] for found in super().__call__(network, src)]
+
+    for workers in (1, 2):
+        own = Translator.from_pretrained(tiny_run, search=NamesItsPrecision(), precision="bf16", num_workers=workers)
+        own.network.register_forward_hook(lambda *_: None)  # so that it cannot be prepared for bfloat16
+        caplog.clear()
+        assert {found[0].score for found in own.translate(LINES)} == {1.0}
+        assert "torch has no fast bfloat16 on this CPU" in caplog.text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import lightning as L
 import torch
@@ -19,9 +20,10 @@ from torchmetrics import Metric
 from lit_transformer.callbacks.corpus_scores import CorpusScores, score_corpora, table_of
 from lit_transformer.callbacks.score_files import ScoreFiles, SentenceCounts, describe_run, describe_score
 from lit_transformer.callbacks.writer import NumberedLines, decoder, merge_parts, sentence_numbers
+from lit_transformer.class_paths import class_path_of
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.beam import PenaltyKind
-from lit_transformer.interfaces import InputError, TranslationBatch
+from lit_transformer.interfaces import InputError, Search, TranslationBatch
 from lit_transformer.metrics import CorpusBLEU, CorpusChrF, CorpusScore, CorpusTER, Interval
 from lit_transformer.sharding import is_sharded
 from lit_transformer.translator import one_line
@@ -38,6 +40,9 @@ class BLEUEvaluation(Callback):
     ``validate`` and ``test`` add TER, which is too slow for validations in between, and 95 % intervals by sacrebleu's
     bootstrap resampling, the same for every number of processes. Of several corpora they also score each on its own.
 
+    A ``search`` that the module was given is what is scored, as it is what ``predict`` writes; the four arguments of
+    the beam search count where it has none.
+
     Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
 
     Args:
@@ -47,8 +52,9 @@ class BLEUEvaluation(Callback):
         tokenize: sacrebleu's name of the way BLEU splits text into words: ``13a`` for most languages, ``zh`` or
             ``char`` for those written without spaces, ``ko-mecab`` and ``ja-mecab`` with further packages.
         metric: Further scores, one or a list: ``MosesBLEU``, or any torchmetrics text metric whose ``update`` takes
-            two lists of sentences. Each is logged under its ``name``, or else its class name in small letters; one
-            named ``bleu``, ``chrf`` or ``ter`` takes the place of the built-in one.
+            translations and references, one or several to a sentence. Each is logged under its ``name``, or else its
+            class name in small letters, and one of several numbers under that name with theirs behind it; one named
+            ``bleu``, ``chrf`` or ``ter`` takes the place of the built-in one.
         num_samples: Translations that are printed each time.
         every_n_validations: Translate in each n-th validation of the training only, as it takes longer than the loss;
             0 for never. ``validate`` and ``test`` always do.
@@ -170,7 +176,8 @@ class BLEUEvaluation(Callback):
         if self.output_path is not None and trainer.is_global_zero:
             files = ScoreFiles.beside(self.output_path)
             run = describe_run(trainer, pl_module, self.folder)
-            files.write({**self._described(intervals, corpora), "num_sentences": size, **run})
+            search = self.search_of(pl_module)
+            files.write({**self._described(intervals, corpora, search), "num_sentences": size, **run})
             rank_zero_info(
                 f"wrote the references and the scores beside it: {files.references.name}, {files.scores.name}"
             )
@@ -213,9 +220,13 @@ class BLEUEvaluation(Callback):
                 "and score a checkpoint with test on one device or with DDP"
             )
 
+    def search_of(self, pl_module: Any) -> Search:
+        """How translations are made that are scored: the search of the module if it was given one, else our own."""
+        return pl_module.search if getattr(pl_module, "has_own_search", False) else self.search
+
     def _translate(self, trainer: L.Trainer, pl_module: Any, src: Tensor) -> list[str]:
         with trainer.precision_plugin.forward_context(), torch.no_grad():
-            hypotheses = pl_module.generate(src, self.search)
+            hypotheses = pl_module.generate(src, self.search_of(pl_module))
         tokenizer = decoder(trainer)
         return [tokenizer.decode(found[0].tokens) for found in hypotheses]
 
@@ -233,7 +244,8 @@ class BLEUEvaluation(Callback):
         kept = self._counts.scores if self._counts else {}
         rows = {name: score.count(texts, references) for name, score in kept.items()}
         for name, metric in self._now.items():
-            metric.update(texts, references, *([rows[name]] if name in rows else []))
+            expected: list[Any] = [[one] for one in references] if _takes_several_references(metric) else references
+            metric.update(texts, expected, *([rows[name]] if name in rows else []))
         if self._counts:
             self._counts.add(numbers, rows)
         samples = zip(numbers, batch.sources, batch.references, texts, strict=True)
@@ -252,8 +264,10 @@ class BLEUEvaluation(Callback):
         several = trainer.world_size > 1
         for name, metric in self._now.items():
             value = metric.compute()
-            pl_module.log(f"{stage}/{name}", value, prog_bar=name == "bleu", sync_dist=several, batch_size=1)
-            self.scores[f"{stage}/{name}"] = float(value)
+            for ending, number in _entries(value):
+                key = f"{stage}/{name}{ending}"
+                pl_module.log(key, number, prog_bar=name == "bleu", sync_dist=several, batch_size=1)
+                self.scores[key] = float(number)
         numbers, gathered = self._counts.gather(pl_module.device) if self._counts else (None, {})
         intervals = {}
         for name, metric in self._now.items():
@@ -274,24 +288,41 @@ class BLEUEvaluation(Callback):
             pl_module.print(f"\n{samples}\n")
         return intervals, corpora
 
-    def _described(self, intervals: dict[str, Interval], corpora: list[CorpusScores]) -> dict[str, Any]:
+    def _described(self, intervals: dict[str, Interval], corpora: list[CorpusScores], search: Search) -> dict[str, Any]:
         """The part of the file of scores that the trainer does not know."""
         scores = {
-            name: describe_score(self.scores[f"test/{name}"], metric, intervals.get(name))
+            key.removeprefix("test/"): describe_score(value, metric, intervals.get(name))
             for name, metric in self._now.items()
+            for key, value in self.scores.items()
+            if key == f"test/{name}" or (key.startswith(f"test/{name}_") and f"test/{name}" not in self.scores)
         }
         names = ("beam_size", "length_penalty", "penalty_kind", "max_extra_length")
-        search = {name: getattr(self.search, name) for name in names}
+        known = {name: getattr(search, name) for name in names if hasattr(search, name)}
         return {
             "scores": scores,
             "corpora": [one.described(self._now) for one in corpora],
-            "search": search,
+            "search": known if search is self.search else {"class_path": class_path_of(type(search)), **known},
             "config": self.config,
         }
 
     def format(self, number: int, source: str, reference: str, translation: str) -> str:
         """How a sample is printed."""
         return f"sentence {number}\n  source       {source}\n  reference    {reference}\n  translation  {translation}"
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    """What a metric has computed, as numbers with the endings of their names."""
+    return [(f"_{name}", one) for name, one in value.items()] if isinstance(value, dict) else [("", value)]
+
+
+def _takes_several_references(metric: Metric) -> bool:
+    """Whether ``update`` says that the references of each sentence are a list, as torchmetrics' ``BLEUScore`` does."""
+    try:
+        given = list(get_type_hints(type(metric).update).items())[1]
+    except (NameError, TypeError, IndexError):  # says nothing, or nothing that can be found out
+        return False
+    inner = get_args(given[1])
+    return bool(inner) and get_origin(inner[0]) in (Sequence, list)
 
 
 def named_metrics(metric: Metric | list[Metric] | None) -> dict[str, Metric]:

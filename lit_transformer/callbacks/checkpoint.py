@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -22,10 +24,34 @@ class StepCheckpoint(ModelCheckpoint):
     If ``monitor`` is logged by validation, such as ``val/loss``, each checkpoint waits for the next validation, so that
     it is ranked by the score of its own weights; let ``every_n_train_steps`` be a multiple of ``val_check_interval``.
     A last step without validation is kept beside the best ones, without a rank.
+
+    Args:
+        dirpath: Folder of the checkpoints.
+        filename: Name of a file, in which ``{step}`` and logged names are replaced.
+        monitor: What ranks checkpoints, such as ``val/loss``; None keeps the newest.
+        mode: Whether the best has the least (``min``) or the most (``max``) of it. None chooses ``min`` for losses,
+            perplexities, TER and error rates, and ``max`` for all else.
+        **kwargs: Further arguments of Lightning's ``ModelCheckpoint``.
+
+    Example:
+        >>> StepCheckpoint(monitor="val/loss").mode, StepCheckpoint(monitor="val/bleu").mode
+        ('min', 'max')
     """
 
     _is_of_validation = False  # whether validation logs what is monitored
     _scored_step = -1  # when it did so last
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if mode is None:
+            mode = "min" if re.search(r"loss|perplexity|error|(\b|_)(ter|wer|cer)$", (monitor or "").lower()) else "max"
+        super().__init__(dirpath, filename, monitor, mode=mode, **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the scores of an earlier run."""

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_transformer.attention_view import AttentionView, attention_of
 from lit_transformer.callbacks.writer import decoder
@@ -119,7 +120,11 @@ class AttentionPictures(Callback):
         if not trainer.is_global_zero:
             return
         for number in range(len(self.sentences)):
-            figure = self.draw(self.view(trainer, pl_module, number))
+            try:
+                figure = self.draw(self.view(trainer, pl_module, number))
+            except InputError as error:  # no reason to end a training
+                rank_zero_warn(f"{type(self).__name__} draws nothing: {error}")
+                return
             for logger in trainer.loggers:
                 if takes_pictures(logger):
                     self.show(logger, f"attention/{number + 1}", figure, trainer.global_step)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 
@@ -27,7 +28,8 @@ class InverseSqrtWarmup(Callback):
     With ``cooldown_steps`` the last steps before the trainer's ``max_steps`` let them settle: to the rate comes a
     factor that falls in a straight line, down to ``1 / (cooldown_steps + 1)`` in the very last step. What stands before
     them does not depend on ``max_steps``, so a run can be cooled down from any of its checkpoints: resume it with a
-    ``max_steps`` that lies ``cooldown_steps`` ahead. A run that is stopped early is not cooled down.
+    ``max_steps`` that lies ``cooldown_steps`` ahead, in a folder of its own. A run that is stopped early is not
+    cooled down.
 
     Override ``scale`` for a schedule of another shape.
 
@@ -61,6 +63,7 @@ class InverseSqrtWarmup(Callback):
         self.warmup_steps = warmup_steps
         self.d_model = d_model
         self.cooldown_steps = cooldown_steps
+        self._configured: list[float] = []  # the rate that each optimizer was made with
 
     @property
     def peak(self) -> float | None:
@@ -95,12 +98,40 @@ class InverseSqrtWarmup(Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Notes each group's peak, unless a resumed optimizer brings it along."""
+        """Notes each group's peak, unless a resumed optimizer brings it along.
+
+        If the optimizer was made with another rate than the one of the checkpoint, the peaks change in proportion.
+        """
+        configured = [float(optimizer.defaults.get("lr", 0.0)) for optimizer in trainer.optimizers]
         for group in _param_groups(trainer):
             if self.peak is not None:
                 group["initial_lr"] = self.peak
             group.setdefault("initial_lr", float(group["lr"]))
+        if self.peak is None:
+            for optimizer, before, now in zip(trainer.optimizers, self._configured, configured, strict=False):
+                if before and now != before:
+                    rank_zero_info(f"the peak of the learning rate is {now:g} from here on, and was {before:g}")
+                    for group in optimizer.param_groups:
+                        group["initial_lr"] *= now / before
+        self._configured = configured
         self._set_rates(trainer)  # for whoever looks before the first batch
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Tells of a cooldown that never came, or not all of it."""
+        if self.cooldown_steps and trainer.global_step < trainer.max_steps:
+            begin = max(0, trainer.max_steps - self.cooldown_steps)
+            rank_zero_info(
+                f"the training ended at step {trainer.global_step}, and was to cool down from step {begin} to "
+                f"{trainer.max_steps}: set max_steps to where it shall end"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The learning rates that the optimizers were made with."""
+        return {"configured": self._configured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers them, to notice that they are others now."""
+        self._configured = list(state_dict["configured"])
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

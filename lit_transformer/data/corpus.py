@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from lit_transformer.data.filters import BadRowError, PairFilter
+from lit_transformer.data.filters import BadRowError, PairFilter, plain_attributes
 from lit_transformer.data.network import is_address, persistent
 from lit_transformer.data.tables import DatasetRows
 from lit_transformer.data.textfiles import (
@@ -69,7 +69,7 @@ class ParallelCorpus:
         src: Language, column or file ending of the source side.
         tgt: The same of the target side; None for text without translations.
         name: Configuration of a Hub dataset, such as ``de-en``.
-        split: Part of the dataset, such as ``train`` or ``validation``.
+        split: Part of the dataset, such as ``train`` or ``validation``; of folders and Hub datasets only.
         src_path: A text file with one source sentence in each line, instead of ``path``; plain or compressed, whose
             ending may be left out.
         tgt_path: The text file with their translations, line by line.
@@ -80,7 +80,7 @@ class ParallelCorpus:
 
     Raises:
         ValueError: If both or neither of ``path`` and ``src_path`` are given, ``max_rows`` is below 1, or ``src_tag``
-            is not a word in angle brackets.
+            is not a word in angle brackets, or two files are to have one name.
         CorpusError: When reading, if the text cannot be read.
 
     Example:
@@ -110,6 +110,11 @@ class ParallelCorpus:
             raise ValueError("src_path needs tgt_path beside it; for text without translations set tgt: null")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        if src == tgt and src_path != tgt_path:
+            raise ValueError(
+                f"src and tgt are both {src!r}, and so would both sides be the same text: give two names, as in "
+                "src: informal, tgt: formal"
+            )
         self.path, self.src, self.tgt, self.name, self.split = path, src, tgt, name, split
         self.src_path, self.tgt_path, self.max_rows = src_path, tgt_path, max_rows
         self.filter, self.src_tag = filter, None if src_tag is None else check_tag(src_tag)
@@ -142,6 +147,9 @@ class ParallelCorpus:
         pair = self.read_row(row)
         if pair is None:
             return "rejected"
+        for text in pair:
+            if not (text.isascii() or _is_unicode(text)):
+                raise BadRowError(f"{self} has half a surrogate pair, which is no text: {text!r:.60}", "not text")
         if not pair.src.strip() or not pair.tgt.strip():
             side = self.tgt if pair.src.strip() else self.src
             message = f"{self} has nothing in {side!r}: source {pair.src!r:.60}, target {pair.tgt!r:.60}"
@@ -212,7 +220,11 @@ class ParallelCorpus:
             yield from map(self._tagged, filter(None, map(self.read_row, rows)))
 
     def fingerprint(self) -> str:
-        """A hash that changes when the text or the way to read it changes, and not when files are copied."""
+        """A hash that changes when the text or the way to read it changes, and not when files are copied.
+
+        Of a subclass its name counts, and its own public attributes with plain values, such as numbers and text. What
+        else its ``read_row`` depends on does not, its code least of all: then override this too.
+        """
         if self._fingerprint is None:
             content: list[Any] = [
                 type(self).__qualname__,
@@ -223,6 +235,8 @@ class ParallelCorpus:
             ]
             if self.filter is not None or self.src_tag is not None:
                 content.append([self.src_tag, *(self.filter.fingerprint() if self.filter else ["NoneType", None])])
+            if own := plain_attributes(self, without=_KNOWN):
+                content.append(own)
             self._fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
         return self._fingerprint
 
@@ -244,6 +258,13 @@ class ParallelCorpus:
             return TextFiles((self.src, src), tgt)
         path = expand(str(self.path))
         aligned = find_aligned(path, self.src, self.tgt)
+        is_file = aligned is not None or is_address(path) or os.path.isfile(path) or glob.has_magic(path)
+        if is_file and (self.split != "train" or self.name is not None):
+            given = f"split: {self.split}" if self.split != "train" else f"name: {self.name}"
+            raise CorpusError(
+                f"{given} chooses a part of a folder or of a Hub dataset, but {path} is read whole: leave it out, and "
+                "give each part a file of its own"
+            )
         if aligned is None and os.path.isdir(path):
             aligned = find_aligned(os.path.join(path, self.split), self.src, self.tgt)
         return self._table(path) if aligned is None else self._text_files(aligned)
@@ -303,3 +324,14 @@ class ParallelCorpus:
             message = f"column {column!r} of {self} holds {type(value).__name__}, expected text: {value!r:.60}"
             raise BadRowError(message, "not text")
         return value or ""
+
+
+_KNOWN = frozenset(vars(ParallelCorpus("")))  # what the fingerprint holds in any case
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

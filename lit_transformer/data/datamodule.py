@@ -29,6 +29,7 @@ from lit_transformer.data.mixing import MixedRows, Mixing
 from lit_transformer.data.pools import Pool, PoolStream
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.stream import TrainingBatches
+from lit_transformer.data.textfiles import expand
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.data.tokenizer_choice import TokenizerChoice
 from lit_transformer.interfaces import SentencePair, TranslationBatch
@@ -133,7 +134,8 @@ class TranslationDataModule(L.LightningDataModule):
         self.limits = LengthLimits(max_length, max_length_ratio)
         self.mixing, self.on_bad_row = Mixing(weights, temperature), on_bad_row
         self.pool_size, self.num_lanes, self.num_workers = pool_size, num_lanes, num_workers
-        self.cache_path, self.shuffle, self.seed, self.bpe_dropout = cache_path, shuffle, seed, bpe_dropout
+        self.cache_path = None if cache_path is None else expand(cache_path)
+        self.shuffle, self.seed, self.bpe_dropout = shuffle, seed, bpe_dropout
         self._check_numbers()
         tags = [corpus.src_tag for corpus in self.corpora["train"] if corpus.src_tag]
         self._choice = TokenizerChoice(tokenizer, tokenizer_path, vocab_size, src_vocab_size, tags)

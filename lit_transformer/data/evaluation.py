@@ -109,6 +109,7 @@ class EvaluationBatches:
         tgt = Ragged(self._shortened(self.tokenizer.encode_tgt(texts), first, "target", 1) or [[]] * len(pairs))
         lengths = src.lengths.tolist(), (tgt.lengths - 1).clip(0).tolist()
         batches = self.batches(*lengths, seed=f"{first}")
+        batches += [[row] for row, both in enumerate(zip(*lengths, strict=True)) if not self.batches.fits(*both)]
         if len(batches) < self.world_size and first == 0:
             batches = deal(batches, self.world_size)
         return [lambda rows=rows: _with_text(collate(src, tgt, rows), pairs, rows, first) for rows in batches if rows]

@@ -90,8 +90,14 @@ class PairFilter:
         Plain are text, numbers, None, and lists, tuples, sets and dictionaries of them. Attributes whose names begin
         with an underscore, and those that hold other objects, are left out: override this if verdicts depend on them.
         """
-        public = {name: _plain(value) for name, value in vars(self).items() if not name.startswith("_")}
-        return [type(self).__qualname__, {name: value for name, value in public.items() if value is not _NOT_PLAIN}]
+        return [type(self).__qualname__, plain_attributes(self)]
+
+
+def plain_attributes(owner: object, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """The public attributes of an object that JSON can hold, by name."""
+    names = [name for name in vars(owner) if not name.startswith("_") and name not in without]
+    public = {name: _plain(getattr(owner, name)) for name in names}
+    return {name: value for name, value in public.items() if value is not _NOT_PLAIN}
 
 
 def _plain(value: Any) -> Any:

@@ -44,6 +44,11 @@ class MemoryCorpus(ParallelCorpus):
         src_tag: str | None = None,
     ) -> None:
         _check_kind(rows)
+        if src == tgt:
+            raise ValueError(
+                f"src and tgt are both {src!r}, and so would both sides be the same text: give two names, as in "
+                'src="informal", tgt="formal"'
+            )
         super().__init__("text in memory", src, tgt, max_rows=max_rows, filter=filter, src_tag=src_tag)
         self._rows = rows
 

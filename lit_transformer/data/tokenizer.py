@@ -16,6 +16,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lit_transformer.class_paths import class_path_of, import_class
 from lit_transformer.data.locks import locked
 from lit_transformer.data.sentencepiece import CharacterRules, SentencePieceModel, assembled
 from lit_transformer.data.side import Merges, Side, Unit
@@ -282,20 +283,29 @@ class SubwordTokenizer:
             "data_fingerprint": self.data_fingerprint,
             "tokenizers": sides,
         }
+        if type(self) is not SubwordTokenizer:
+            state["class_path"] = class_path_of(type(self))
         rules = {name: b64encode(one.rules.charsmap).decode() for name, one in self._sides.items() if one.rules}
         return {**state, "character_rules": rules} if rules else state
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> SubwordTokenizer:
-        """The tokenizer that ``to_state`` described.
+    def from_state(cls, state: dict[str, Any], folder: Path | None = None) -> SubwordTokenizer:
+        """The tokenizer that ``to_state`` described, of the class that it had.
+
+        Args:
+            state: What ``to_state`` gave.
+            folder: Where the state was read, if no code that lies there may run.
 
         Raises:
-            ValueError: If the state is not one of this class, or of a version that this release cannot read.
+            ValueError: If the state is not one of a tokenizer of this kind, or of a version that this release cannot
+                read, or its class cannot be imported.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise InputError(f"not the state of a SubwordTokenizer: expected format {_FORMAT!r} in it")
         if state.get("version") != _VERSION:
             raise InputError(f"tokenizer state has version {state.get('version')!r}, this release reads {_VERSION}")
+        if "class_path" in state:
+            cls = import_class(str(state["class_path"]), cls, "tokenizer", folder)
         try:
             tokenizer = cls(**state["recipe"])
             tokenizer.data_fingerprint = state["data_fingerprint"]
@@ -340,8 +350,12 @@ class SubwordTokenizer:
             draft.unlink(missing_ok=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> SubwordTokenizer:
+    def load(cls, path: str | Path, folder: Path | None = None) -> SubwordTokenizer:
         """The tokenizer that ``save`` wrote.
+
+        Args:
+            path: The file.
+            folder: A folder whose code may not run, should it hold the tokenizer's class.
 
         Raises:
             InputError: If there is no such file, or it is not JSON, not written by ``save``, or of another version.
@@ -353,7 +367,7 @@ class SubwordTokenizer:
         except ValueError as error:
             raise InputError(f"{path} is not a JSON file, expected one written by SubwordTokenizer.save") from error
         try:
-            return cls.from_state(state)
+            return cls.from_state(state, folder)
         except ValueError as error:
             raise InputError(f"cannot load the tokenizer {path}: {error}") from error
 
@@ -361,6 +375,10 @@ class SubwordTokenizer:
         clean = (self.normalize(text) for text in texts)
         names = ("model", "min_frequency", "character_coverage", "byte_fallback")
         return learn(clean, vocab_size, **{name: self.recipe[name] for name in names}, tags=tags)
+
+    def is_blank(self, text: str) -> bool:
+        """Whether a source sentence says nothing: white space, or nothing behind its tags."""
+        return not self._split_tags(text)[1].strip()
 
     def _split_tags(self, text: str) -> tuple[list[str], str]:
         """The tags that a source sentence begins with, and the sentence behind them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from lit_transformer.data.textfiles import CorpusError
+from lit_transformer.data.textfiles import CorpusError, expand
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import SentencePair
 
@@ -35,7 +35,8 @@ class TokenizerChoice:
         src_vocab_size: int | None,
         tags: Sequence[str],
     ) -> None:
-        self.path, self.vocab_size, self.src_vocab_size = path, vocab_size, src_vocab_size
+        self.path = None if path is None else expand(path)
+        self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
         self._has_recipe, self._tags = given is not None, tags
         self._is_given = path is not None or (given is not None and given.is_trained)
         self.tokenizer = given or SubwordTokenizer()

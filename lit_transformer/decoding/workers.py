@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,15 +16,21 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 from torch import Tensor
 
-from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+from lit_transformer.interfaces import Hypothesis, InputError, TranslationNetwork
 
 _Found = list[list[Hypothesis]]
+_Searches = Callable[[TranslationNetwork, Tensor], list[list[Hypothesis]]]  # as a Search is called
 _MOST = 16  # workers that are started without being asked for
 _searcher: Callable[[Tensor], _Found]  # of a worker process
 
 
 def possible_workers() -> int:
-    """How many workers can search side by side: one for each core that this process may use, on Linux only."""
+    """How many workers can search side by side: one for each core that this process may use, on Linux only.
+
+    One in a daemonic process, such as those of ``multiprocessing.Pool``: it may have no children.
+    """
+    if multiprocessing.current_process().daemon:
+        return 1
     return min(len(os.sched_getaffinity(0)), _MOST) if sys.platform == "linux" else 1
 
 
@@ -49,9 +56,14 @@ class SearchWorkers:
         >>> workers.submit(torch.tensor([[5, 6, 3]]))()  # doctest: +SKIP
     """
 
-    def __init__(self, search: Search, network: TranslationNetwork, num_workers: int) -> None:
+    def __init__(self, search: _Searches, network: TranslationNetwork, num_workers: int) -> None:
         if sys.platform != "linux":
             raise InputError(f"{num_workers} workers need Linux; leave num_workers out to search in one process")
+        if multiprocessing.current_process().daemon:
+            raise InputError(
+                f"{num_workers} workers cannot be started from a daemonic process, such as those of "
+                "multiprocessing.Pool; leave num_workers out to search in one process"
+            )
         context = multiprocessing.get_context("fork")  # passes everything on as it is, without a copy
         self._pool = ProcessPoolExecutor(num_workers, context, _begin, (search, network, os.getpid()))
 
@@ -63,6 +75,8 @@ class SearchWorkers:
                 return _waiter(self._pool.submit(_search, src.tolist()))
             except BrokenProcessPool:
                 raise InputError(_DIED) from None
+            except OSError as error:
+                raise InputError(f"no worker process can be started: {error.strerror}; try fewer workers") from None
 
     def close(self) -> None:
         """Forgets what is queued and ends the processes."""
@@ -82,15 +96,23 @@ def _waiter(future: Future[_Found]) -> Callable[[], _Found]:
     return wait
 
 
-def _begin(search: Search, network: TranslationNetwork, parent: int) -> None:
+def _begin(search: _Searches, network: TranslationNetwork, parent: int) -> None:
     """Makes a forked process a worker: one thread, and no life of its own when the parent or the user stops."""
     global _searcher
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a parent that is killed leaves nobody behind
-    if os.getppid() != parent:
-        os._exit(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _searcher = lambda src: search(network, src)  # noqa: E731
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process with its parent, so that one that is killed leaves nobody behind.
+
+    Linux would do it by itself, but with the thread that has forked, which may end long before its process.
+    """
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @torch.inference_mode()

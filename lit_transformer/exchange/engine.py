@@ -101,7 +101,7 @@ class CTranslate2Translator(Translator):
         self.precision, self.num_workers = precision, num_workers
         self._device_name, self._device_index = "cpu", 0
         self._threads = 1
-        self._engines: dict[int, Any] = {}
+        self._engines: dict[int, Any] = {}  # the one in use, by its number of threads
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> CTranslate2Translator:
@@ -164,6 +164,7 @@ class CTranslate2Translator(Translator):
                 raise InputError(
                     f"the engine ctranslate2 has no precision {self.precision} on this {self._device_name}"
                 )
+            self._engines.clear()  # a second one would hold the weights again
             self._engines[threads] = self._package.Translator(
                 str(self.folder),
                 device=self._device_name,
@@ -301,6 +302,8 @@ def _known(search: Search) -> Search:
     """The search, if CTranslate2 has one that is made alike."""
     if type(search) not in (BeamSearch, GreedySearch):
         raise InputError(f"the engine ctranslate2 has beam search and greedy search, no {type(search).__name__}")
+    if getattr(search, "stop_early", False):
+        raise InputError("the engine ctranslate2 searches to the end: leave stop_early out, or take the engine torch")
     return search
 
 

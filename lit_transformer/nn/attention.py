@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lit_transformer.vocabulary import PAD_ID
 
+_FILLS_VIEWS = ("cpu", "cuda")  # Apple's GPUs take no notice of the strides of a tensor that index_select shall fill
+
 
 def padding_mask(ids: Int[Tensor, "B S"], pad_id: int = PAD_ID) -> Bool[Tensor, "B 1 1 S"]:
     """Allows every position to attend to real tokens only, whatever its head and its own place.
@@ -259,7 +261,11 @@ class KeyValueCache:
 
     def _pick(self, buffer: Tensor, rows: Tensor) -> Tensor:
         picked = buffer.new_empty(rows.numel(), *buffer.shape[1:])
-        torch.index_select(buffer[:, :, : self.length], 0, rows, out=picked[:, :, : self.length])
+        known, kept = buffer[:, :, : self.length], picked[:, :, : self.length]
+        if buffer.device.type in _FILLS_VIEWS:
+            torch.index_select(known, 0, rows, out=kept)
+        else:
+            kept.copy_(known.index_select(0, rows))
         return picked
 
 

@@ -83,7 +83,7 @@ class PreparedTransformer(TranslationNetwork):
     def read(self, src: Int[Tensor, "B S"]) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B 1 1 S"] | None]:
         """What the encoder makes of source ids ``(B, S)``, and where real ones stand; None if everywhere."""
         mask = self.network._source_mask(src)
-        x = self.network.src_positions(self.network.src_embedding(src)).to(self._dtype)
+        x = self.network.src_positions(self.network.src_embedding(src), 0).to(self._dtype)
         for layer in self._encoder_layers:
             x = layer(x, mask)
         return self._encoder_norm(x), mask

@@ -68,8 +68,8 @@ def packed_features(
     """
     src_places, tgt_places = _Places(src != PAD_ID), _Places(real)
     mask = None if src_places.are_all_real else padding_mask(src)
-    source = src_places.collect(network.src_positions(network.src_embedding(src)))
-    target = tgt_places.collect(network.tgt_positions(network.tgt_embedding(tgt_input)))
+    source = src_places.collect(network.src_positions(network.src_embedding(src), 0))
+    target = tgt_places.collect(network.tgt_positions(network.tgt_embedding(tgt_input), 0))
     encoder_layers: list[Any] = list(network.encoder.layers)
     decoder_layers: list[Any] = list(network.decoder.layers)
     encoder = _Stack(network.encoder, network.embedding_dropout(source), src_places)

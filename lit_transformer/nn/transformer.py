@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lit_transformer.errors import InputError
 from lit_transformer.interfaces import DecoderState, TranslationNetwork
 from lit_transformer.nn.attention import MultiHeadAttention, padding_mask
 from lit_transformer.nn.decoder import Decoder, DecoderLayer, TransformerState
@@ -295,7 +296,7 @@ class Transformer(TranslationNetwork):
         return weights[0]
 
     def _encode(self, src: Tensor, mask: Tensor | None) -> Tensor:
-        tokens = self.embedding_dropout(self.src_positions(self.src_embedding(src)))
+        tokens = self.embedding_dropout(self.src_positions(self.src_embedding(src), 0))
         return self.encoder(tokens, mask)  # type: ignore[no-any-return]
 
     def _embed_target(self, ids: Tensor, start: int = 0) -> Tensor:
@@ -316,9 +317,12 @@ def _recording(layers: Iterable[nn.Module], name: str, weights: list[Tensor]) ->
         query, key, *_rest = args
         weights.append(attention.attention_weights(query, key, **kwargs))
 
-    hooks = [getattr(layer, name).register_forward_hook(record, with_kwargs=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            attention: Any = getattr(layer, name, None)
+            if not hasattr(attention, "attention_weights"):
+                raise InputError(
+                    f"{type(layer).__name__} has no {name} with attention_weights, so there is nothing to look at"
+                )
+            hooks.callback(attention.register_forward_hook(record, with_kwargs=True).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

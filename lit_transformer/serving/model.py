@@ -60,7 +60,7 @@ class ServedModel:
 
     Args:
         translator: The trained model; another engine serves as well if it has ``translate``, ``attention``,
-            ``search``, ``max_length`` and a ``tokenizer`` with ``encode_src`` and ``tags``.
+            ``search``, ``max_length`` and a ``tokenizer`` with ``encode_src``, ``is_blank`` and ``tags``.
         limits: What a job may ask for.
     """
 
@@ -143,6 +143,8 @@ class ServedModel:
         if job.src_tag is not None and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
+        if _looks_inside(job) and self.translator.tokenizer.is_blank(job.texts[0]):
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the text is empty; give a sentence to look at")
         longest = self.translator.max_length
         longest = min(longest, self.limits.max_attention) if _looks_inside(job) else longest
         for number, ids in enumerate(self.translator.tokenizer.encode_src(list(_sources(job))), 1):

@@ -113,7 +113,7 @@ class Module(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = [{"params": [w], "lr": self.hparams["lr"] / 2**i} for i, w in enumerate(self.weights)]
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, lr=self.hparams["lr"])
 
 
 def trainer(*callbacks: L.Callback, **options: object) -> L.Trainer:

@@ -1,5 +1,6 @@
 """BLEUEvaluation logs sacrebleu's scores of what the module translates."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,15 @@ from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, RichPro
 from lightning.pytorch.strategies import FSDPStrategy
 from standins import SENTENCES, TRANSLATIONS, Batches, Data, Module, trainer
 from torch.utils.data import DataLoader
-from torchmetrics.text import CharErrorRate
+from torchmetrics.text import CharErrorRate, SacreBLEUScore
+from torchmetrics.text.rouge import ROUGEScore
 
 from lit_transformer.callbacks.bleu import BLEUEvaluation
-from lit_transformer.interfaces import InputError
+from lit_transformer.class_paths import class_path_of
+from lit_transformer.interfaces import Hypothesis, InputError, Search
 from lit_transformer.metrics import CorpusBLEU, CorpusTER, MosesBLEU
+from lit_transformer.module import LitTransformer
+from lit_transformer.nn import Transformer
 
 REFERENCES = [target for _, target in SENTENCES]
 BLEU = sacrebleu.corpus_bleu(TRANSLATIONS, [REFERENCES]).score
@@ -209,3 +214,41 @@ def test_bad_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(test), "strategy", FSDPStrategy.__new__(FSDPStrategy))
     with pytest.raises(InputError, match="cannot translate with weights that are sharded"):
         BLEUEvaluation().on_test_epoch_start(test, Module())
+
+
+def test_the_search_of_the_module_is_what_is_scored(tmp_path: Path) -> None:
+    class Silent(Search):
+        def __call__(self, network: Any, src: torch.Tensor) -> list[list[Hypothesis]]:
+            return [[Hypothesis([], 0.0, 0.0)] for _ in src]
+
+    class Searching(Module):
+        has_own_search = False
+        search = Silent()
+
+        def generate(self, src: torch.Tensor, search: Search | None = None) -> Any:
+            return super().generate(src) if search is not self.search else search(self, src)  # type: ignore[arg-type]
+
+    evaluation = BLEUEvaluation(output_path=tmp_path / "hyp.txt")
+    module = Searching()
+    for has_own_search, expected, told in (
+        (False, BLEU, {"beam_size": 4}),
+        (True, 0.0, {"class_path": class_path_of(Silent)}),
+    ):
+        module.has_own_search = has_own_search
+        (result,) = trainer(evaluation).test(module, Data(), verbose=False)
+        assert result["test/bleu"] == pytest.approx(expected, abs=1e-6)
+        assert told.items() <= json.loads((tmp_path / "hyp.scores.json").read_text())["search"].items()
+    assert (tmp_path / "hyp.txt").read_text() == "\n" * len(SENTENCES)
+    lit = LitTransformer(Transformer(vocab_size=16, num_layers=1, d_model=8, d_ff=8, num_heads=2), search=Silent())
+    assert evaluation.search_of(lit) is lit.search
+
+
+def test_metrics_of_torchmetrics_with_several_references_or_numbers(tmp_path: Path) -> None:
+    several = ROUGEScore(rouge_keys=("rouge1", "rougeL"), accumulate="avg")
+    evaluation = BLEUEvaluation(metric=[several, SacreBLEUScore()], output_path=tmp_path / "x.txt", num_samples=0)
+    (result,) = trainer(evaluation).test(Module(), Data(), verbose=False)
+    assert result["test/sacrebleuscore"] * 100 == pytest.approx(BLEU, abs=1e-3)
+    expected = ROUGEScore(rouge_keys=("rouge1", "rougeL"))(TRANSLATIONS, REFERENCES)
+    for name in ("rouge1_fmeasure", "rougeL_recall"):
+        assert result[f"test/rougescore_{name}"] == pytest.approx(float(expected[name]), abs=1e-6)
+        assert json.loads((tmp_path / "x.scores.json").read_text())["scores"][f"rougescore_{name}"]

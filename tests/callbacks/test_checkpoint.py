@@ -214,3 +214,20 @@ def test_a_run_that_is_stopped_keeps_its_best_checkpoint(tmp_path: Path, error: 
     steps = {path.name: torch.load(path, weights_only=True)["global_step"] for path in tmp_path.iterdir()}
     assert steps == {"best.ckpt": 2, "step=6.ckpt": 6}
     assert (Path(checkpoint.best_model_path).name, checkpoint.best_model_score.item()) == ("best.ckpt", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [
+        (None, "max"), ("step", "max"), ("val/bleu", "max"), ("val/chrf", "max"), ("val/loss", "min"),
+        ("val/perplexity", "min"), ("val/ter", "min"), ("val/charerrorrate", "min"), ("val/meteor", "max"),
+    ],
+)  # fmt: skip
+def test_what_is_better_follows_from_what_is_monitored(monitor: str | None, mode: str) -> None:
+    assert StepCheckpoint(monitor=monitor).mode == mode
+    assert StepCheckpoint(monitor=monitor, mode="max").mode == "max"
+
+
+def test_the_least_loss_is_the_best_without_a_word(project: Path) -> None:
+    options = ["--checkpoint.monitor=val/loss", "--bleu.every_n_validations=0", "--checkpoint.save_top_k=1"]
+    assert fit(project / "a", *options, "--trainer.max_steps=8") == ["step=8.ckpt"]  # the loss falls

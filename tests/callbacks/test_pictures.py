@@ -44,15 +44,16 @@ class Album(Logger):
         self.pictures += [(key, step, image) for image in images]
 
 
-def fit(*callbacks: AttentionPictures, logger: Any, max_steps: int = 4) -> LitTransformer:
+def fit(
+    *callbacks: AttentionPictures, logger: Any, max_steps: int = 4, network: type[Transformer] = Transformer
+) -> LitTransformer:
     """A run of a few steps on the teaching corpus that validates after each of them."""
     torch.manual_seed(1)
     data = TranslationDataModule(
         train=TeachingCorpus("train", max_rows=60), val=TeachingCorpus("validation", max_rows=4), vocab_size=300,
         max_tokens=64,
     )  # fmt: skip
-    network = Transformer(vocab_size=300, num_layers=2, d_model=16, d_ff=32, num_heads=2, dropout=0.3)
-    module = LitTransformer(network)
+    module = LitTransformer(network(vocab_size=300, num_layers=2, d_model=16, d_ff=32, num_heads=2, dropout=0.3))
     often = {"max_steps": max_steps, "max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None}
     trainer(*callbacks, logger=logger, log_every_n_steps=1, **often).fit(module, data)
     return module
@@ -216,3 +217,15 @@ def test_of_two_processes_the_first_draws_alone(tmp_path: Path, strategy: str) -
     )  # fmt: skip
     assert refused.returncode == 1
     assert "needs a logger that takes pictures" in refused.stderr
+
+
+def test_a_network_without_attention_to_see_trains_on() -> None:
+    class Blind(Transformer):
+        def attention_maps(self, src: torch.Tensor, tgt_input: torch.Tensor) -> Any:
+            raise InputError("Blind has nothing to look at")
+
+    album = Album()
+    with pytest.warns(UserWarning, match="AttentionPictures draws nothing: Blind has nothing to look at"):
+        module = fit(AttentionPictures(["I love cats"]), logger=[album], network=Blind)
+    assert module.trainer.global_step == 4
+    assert not album.pictures

@@ -135,3 +135,32 @@ def test_refuses_a_second_scheduler() -> None:
 def test_refuses_bad_arguments(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InverseSqrtWarmup(*arguments)
+
+
+def test_another_rate_in_the_configuration_of_a_resumed_run_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def rates(lr: float, max_steps: int, ckpt_path: Path | None = None) -> list[float]:
+        module = Module(lr=lr, num_groups=2)
+        fit = trainer(InverseSqrtWarmup(4), max_steps=max_steps)
+        with caplog.at_level("INFO"):
+            fit.fit(module, Data(), ckpt_path=ckpt_path, weights_only=True)
+        fit.save_checkpoint(tmp_path / f"{max_steps}.ckpt")
+        assert [group["initial_lr"] for group in fit.optimizers[0].param_groups] == pytest.approx([lr, lr / 2])
+        return module.rates
+
+    rates(0.5, 12)
+    rest = rates(0.5, 16, tmp_path / "12.ckpt")
+    assert "the peak" not in caplog.text
+    assert rates(0.1, 16, tmp_path / "12.ckpt") == pytest.approx([rate / 5 for rate in rest])
+    assert "the peak of the learning rate is 0.1 from here on, and was 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(("max_epochs", "told"), [(1, True), (-1, False)])
+def test_a_cooldown_that_does_not_come_is_told(max_epochs: int, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        trainer(InverseSqrtWarmup(4, 16, 4), max_steps=20, max_epochs=max_epochs).fit(Module(), Data())
+    message = (
+        "the training ended at step 12, and was to cool down from step 16 to 20: set max_steps to where it shall end"
+    )
+    assert (message in caplog.text) == told

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
-from lit_transformer.data.memory import TeachingCorpus
+from lit_transformer.data.filters import BadRowError
+from lit_transformer.data.memory import MemoryCorpus, TeachingCorpus
 from lit_transformer.interfaces import SentencePair
 
 PAIRS = [SentencePair(f"line {n} “quoted”, tab-free", f"Zeile {n} äöü 나는") for n in range(57)]
@@ -417,3 +418,44 @@ def test_a_place_deep_in_a_parquet_file_is_found_without_reading_what_stands_bef
     assert [fresh.read_row(row) for rows, _ in fresh.rows(place, 30) for row in rows] == pairs[930:]
     with pytest.raises(CorpusError, match="cannot read"):
         next(iter(ParallelCorpus(str(path)).rows(None, 30)))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    path = write_text(tmp_path)
+    with pytest.raises(ValueError, match="src and tgt are both 'en', and so would both sides be the same text"):
+        ParallelCorpus(src_path=f"{path}.en", tgt_path=f"{path}.de", src="en", tgt="en")
+    with pytest.raises(ValueError, match="src and tgt are both 'en'"):
+        MemoryCorpus([("a bad sentence", "a good sentence")], src="en", tgt="en")
+    assert next(iter(ParallelCorpus(str(path), src="en", tgt="en"))) == SentencePair(PAIRS[0].src, PAIRS[0].src)
+
+
+class Reversing(ParallelCorpus):
+    def __init__(self, path, reverse, words=()):
+        super().__init__(path)
+        self.reverse, self.words, self.live = reverse, words, object()
+
+
+def test_fingerprint_follows_the_arguments_of_a_subclass(tmp_path):
+    path = str(write_text(tmp_path))
+    assert Reversing(path, False).fingerprint() == Reversing(path, False).fingerprint()
+    variants = [ParallelCorpus(path), Reversing(path, False), Reversing(path, True), Reversing(path, False, ["a"])]
+    assert len({corpus.fingerprint() for corpus in variants}) == 4
+
+
+def test_half_a_surrogate_pair_is_no_text():
+    corpus = MemoryCorpus([("bad \ud83d x", "y"), ("x", "\ud83d"), ("gut äö 나", "y")])
+    rows, _ = next(corpus.rows())
+    for row in rows[:2]:
+        with pytest.raises(BadRowError, match="has half a surrogate pair, which is no text") as caught:
+            corpus.examine(row)
+        assert caught.value.reason == "not text"
+    assert corpus.examine(rows[2]) == SentencePair("gut äö 나", "y")
+
+
+@pytest.mark.parametrize("settings", [{"split": "validation"}, {"name": "de-en"}])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "pattern"])
+def test_a_file_has_no_parts_to_choose_from(tmp_path, kind, settings):
+    path = write_text(tmp_path) if kind == "text" else write_table(tmp_path, "jsonl")
+    path = tmp_path / "*.jsonl" if kind == "pattern" else path
+    with pytest.raises(CorpusError, match=r"chooses a part of a folder or of a Hub dataset, but .* is read whole"):
+        next(iter(ParallelCorpus(str(path), **settings)))

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from lit_transformer.callbacks.checkpoint import StepCheckpoint
+from lit_transformer.data.batching import TokenBudgetBatches
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.cursor import lane_start, start_of
 from lit_transformer.data.datamodule import TranslationDataModule
@@ -25,6 +26,7 @@ from lit_transformer.data.memory import MemoryCorpus
 from lit_transformer.data.mixing import MixedRows, Mixing
 from lit_transformer.data.position import StreamPosition
 from lit_transformer.data.tokenizer import SubwordTokenizer
+from lit_transformer.interfaces import InputError, SentencePair
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch 2.13
@@ -750,3 +752,51 @@ def test_several_processes_need_a_trainer(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     with pytest.raises(MisconfigurationException, match="only under a Trainer"):
         data.train_dataloader()
+
+
+class CubicCost(TokenBudgetBatches):
+    def cost(self, num_pairs, longest_src, longest_tgt):
+        return num_pairs * max(longest_src, longest_tgt) ** 3
+
+
+class Cubic(TranslationDataModule):
+    def build_batches(self, max_tokens, shuffle):
+        return CubicCost(max_tokens, shuffle)
+
+
+def test_evaluation_leaves_nothing_out_however_batches_cost(tmp_path):
+    write_corpus(tmp_path, 30)
+    val = write_corpus(tmp_path, 30, "val")
+    settings = {"vocab_size": 400, "max_tokens": 9000, "eval_max_tokens": 1000}
+    settings["tokenizer_path"] = str(tmp_path / "tokenizer.json")
+    data = Cubic(ParallelCorpus(str(tmp_path / "train")), val, **settings)
+    data.setup("fit")
+    assert sorted(number for batch in data.val_dataloader() for number in batch.indices) == list(range(30))
+
+
+class LowerCase(SubwordTokenizer):
+    def normalize(self, text):
+        return super().normalize(text).lower()
+
+
+def test_a_tokenizer_of_ones_own_comes_back_as_it_was(tmp_path):
+    tokenizer = LowerCase(vocab_size=300)
+    tokenizer.train([SentencePair("one TWO", "eins ZWEI")] * 3)
+    ids = tokenizer.encode_src(["ONE two"])
+    assert ids == SubwordTokenizer.from_state(tokenizer.to_state()).encode_src(["one two"]) != []
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for found in (SubwordTokenizer.load(tmp_path / "tokenizer.json"), LowerCase.from_state(tokenizer.to_state())):
+        assert type(found) is LowerCase
+        assert found.encode_src(["ONE two"]) == ids
+    state = {**tokenizer.to_state(), "class_path": "os.system"}
+    with pytest.raises(InputError, match=r"'os.system' is not a SubwordTokenizer, so a checkpoint may not build it"):
+        SubwordTokenizer.from_state(state)
+    assert "class_path" not in SubwordTokenizer.load(tmp_path / "tokenizer.json").recipe
+
+
+def test_files_of_the_data_module_may_use_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    data = make_data(tmp_path, cache_path="$SCRATCH/tokens.arrow", tokenizer_path="$SCRATCH/tokenizer.json")
+    data.prepare_data()
+    data.setup("fit")
+    assert {path.name for path in (tmp_path / "scratch").iterdir()} >= {"tokens.arrow", "tokenizer.json"}

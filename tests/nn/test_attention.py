@@ -181,3 +181,26 @@ def test_gradients_of_any_shape_are_those_of_the_formula(num_heads, num_sentence
     heads = (weights @ values.float()).to(dtype)
     attention.output(heads.transpose(1, 2).flatten(2)).square().sum().backward()
     torch.testing.assert_close(found, tokens.grad, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=0.03)
+
+
+def test_rows_are_picked_alike_where_views_cannot_be_filled(monkeypatch):
+    filled, copied = KeyValueCache(capacity=8), KeyValueCache(capacity=8)
+    keys, values = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)
+    rows = torch.tensor([2, 0, 0])
+    for cache in (filled, copied):
+        cache.append(keys, values)
+    filled.select(rows)
+    plain = torch.index_select
+
+    def without_out(*args, out=None):
+        assert out is None
+        return plain(*args)
+
+    monkeypatch.setattr("lit_transformer.nn.attention._FILLS_VIEWS", ())
+    monkeypatch.setattr(torch, "index_select", without_out)
+    copied.select(rows)
+    new = torch.zeros(3, 2, 1, 4)
+    for found, expected in zip(copied.append(new, new), (keys, values), strict=True):
+        torch.testing.assert_close(found, torch.cat((expected[rows], new), 2), rtol=0, atol=0)
+    for found, expected in zip(copied.append(new, new), filled.append(new, new), strict=True):
+        assert found[:, :, :5].equal(expected[:, :, :5])

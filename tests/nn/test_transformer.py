@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from lit_transformer.errors import InputError
 from lit_transformer.interfaces import DecoderState
-from lit_transformer.nn import KeyValueCache, MultiHeadAttention, Transformer
+from lit_transformer.nn import KeyValueCache, MultiHeadAttention, PreparedTransformer, Transformer
+from lit_transformer.nn.packed import packed_features
 from lit_transformer.vocabulary import BOS_ID, PAD_ID
 
 TINY = {"vocab_size": 32, "num_layers": 2, "d_model": 16, "d_ff": 24, "num_heads": 2}
@@ -401,3 +403,63 @@ def test_gpu_equals_cpu(variant):
         logits, state = network.step(tgt[[0, 0, 1, 2, 2], t], state)
         torch.testing.assert_close(logits.cpu(), expected[[0, 0, 1, 2, 2], t], atol=1e-3, rtol=1e-3)
         state = state.select(torch.tensor([1, 0, 2, 4, 3], device="cuda"))
+
+
+class WithoutAttention(nn.Module):
+    def forward(self, tokens, mask):
+        return tokens
+
+
+class OwnLayers(Transformer):
+    def build_encoder_layer(self):
+        return WithoutAttention()
+
+
+def test_layers_without_attention_show_none():
+    network = OwnLayers(**TINY).eval()
+    network(sentences(4), sentences(3))
+    with pytest.raises(
+        InputError, match="WithoutAttention has no self_attention with attention_weights, so there is no"
+    ):
+        network.attention_maps(sentences(4), sentences(3))
+    assert network.cross_attention(sentences(4), sentences(3), -1).shape == (1, 2, 3, 4)
+
+
+class Placed(nn.Module):
+    """Positions that must be told where they begin."""
+
+    def forward(self, tokens, start):
+        return tokens + torch.arange(start, start + tokens.size(1))[:, None]
+
+
+class OwnPositions(Transformer):
+    def build_positions(self):
+        return Placed()
+
+
+def test_positions_are_always_told_where_they_begin():
+    network, src, tgt = OwnPositions(**TINY).eval(), sentences(4, 3), sentences(3, 2)
+    state, expected = network.start(src), network(src, tgt)
+    for place in range(2):
+        logits, state = network.step(tgt[:, place], state)
+        torch.testing.assert_close(logits, expected[:, place], atol=1e-4, rtol=1e-4)
+    real = tgt != PAD_ID
+    features = packed_features(network.train(), src, tgt, real)
+    assert features.shape == (5, 16)
+    memory, _ = PreparedTransformer(network.eval()).read(src)
+    torch.testing.assert_close(memory[1, :3], network.encode(src)[1, :3], atol=1e-4, rtol=1e-4)
+
+
+class NamelessArguments(Transformer):
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = extra
+
+
+def test_what_goes_into_nameless_arguments_must_be_named():
+    network = NamelessArguments(extra=2, **TINY)
+    assert network.init_args == {"extra": 2, **TINY}
+    with pytest.raises(
+        TypeError, match=r"NamelessArguments got 1 arguments without a name in \*args: give them by name"
+    ):
+        NamelessArguments(32, num_layers=1)
