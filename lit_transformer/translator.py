@@ -95,10 +95,13 @@ class Translator:
             options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``, ``precision``,
                 ``num_workers``, ``compile``.
 
+        The network is nobody else's, so its weights ask for no gradients.
+
         Raises:
             CheckpointError: If there is nothing there to translate with.
         """
-        return cls(*read_model(path, revision), **options)
+        network, tokenizer = read_model(path, revision)
+        return cls(network.requires_grad_(False), tokenizer, **options)
 
     def save(self, folder: str | Path) -> Path:
         """Writes weights (safetensors), configuration (JSON) and tokenizer (JSON) into a folder.

@@ -94,6 +94,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(translator: Translator, t
 
 def test_it_is_ready_for_inference(translator: Translator) -> None:
     assert not any(part.training for part in translator.network.modules())
+    assert not any(parameter.requires_grad for parameter in translator.network.parameters())
     assert translator.to("cpu") is translator
 
 
@@ -236,9 +237,9 @@ def test_a_single_sentence_is_for_the_call(translator: Translator) -> None:
 
 
 def test_a_network_that_translates_can_be_trained_on(translator: Translator) -> None:
-    assert translator("one cat") == ["eins Katze"]
-    network = translator.network.train()
-    network(torch.tensor([[5, EOS_ID]]), torch.tensor([[2, 5]])).sum().backward()
+    network = translator.network.requires_grad_(True)
+    assert Translator(network, translator.tokenizer)("one cat") == ["eins Katze"]
+    network.train()(torch.tensor([[5, EOS_ID]]), torch.tensor([[2, 5]])).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
