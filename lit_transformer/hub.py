@@ -30,7 +30,7 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 
     Raises:
         InputError: If the Hub cannot be reached and nothing is cached, there is no such model of ours, or its network
-            is not of this package, so that to build it would be to run code that the repository chose.
+            or tokenizer is not of this package, so that to build it would be to run code that the repository chose.
     """
     from huggingface_hub import snapshot_download
 
@@ -41,22 +41,28 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
     missing = next((file for file in FILES if not (folder / file).is_file()), None)
     if missing is not None:
         raise InputError(f"{name} of the Hub is no model of lit-transformer: it has no {missing}")
-    _check_network(name, folder / "config.json")
+    network = _class_path(folder / "config.json", None)
+    if not isinstance(network, str):
+        raise InputError(f"{name} of the Hub is no model of lit-transformer: its config.json names no network class")
+    _check_class(name, "network", network)
+    _check_class(name, "tokenizer", _class_path(folder / "tokenizer.json", "lit_transformer.SubwordTokenizer"))
     return folder
 
 
-def _check_network(name: str, config: Path) -> None:
-    """Refuses a network that is not of this package, before anything is imported for it."""
+def _class_path(file: Path, default: str | None) -> Any:
+    """The class that a file names."""
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         content = None
-    class_path = content.get("class_path") if isinstance(content, dict) else None
-    if not isinstance(class_path, str):
-        raise InputError(f"{name} of the Hub is no model of lit-transformer: its config.json names no network class")
-    if not class_path.startswith("lit_transformer."):
+    return content.get("class_path", default) if isinstance(content, dict) else default
+
+
+def _check_class(name: str, what: str, class_path: Any) -> None:
+    """Refuses a class that is not of this package, before anything is imported for it."""
+    if not str(class_path).startswith("lit_transformer."):
         raise InputError(
-            f"{name} of the Hub asks for the network class {class_path!r}, and only those of lit_transformer are built "
+            f"{name} of the Hub asks for the {what} class {class_path!r}, and only those of lit_transformer are built "
             f"for a name of the Hub: if you trust it, run hf download {name} --local-dir FOLDER and give FOLDER"
         )
 

@@ -209,9 +209,8 @@ class LitTransformer(L.LightningModule):
         Lightning has divided them by the number of micro-batches, the strategy by the number of processes, and a
         gradient scaler has been undone; clipping comes after.
         """
-        own = (
-            torch.stack(self._totals).sum(0) if self._totals else torch.zeros(3, device=self.device)
-        )  # none if skipped
+        skipped = torch.zeros(3, device=self.device)
+        own = torch.stack(self._totals).sum(0) if self._totals else skipped
         totals = self.trainer.strategy.reduce(own, reduce_op="sum")
         num_labels = totals[0].clamp(min=1)
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -252,7 +251,7 @@ class LitTransformer(L.LightningModule):
         Raises:
             InputError: If they differ.
         """
-        for name, value in self.network.spec["init_args"].items():
+        for name, value in self.network.spec.get("init_args", {}).items():
             if not _is_plain(value):
                 rank_zero_warn(
                     f"argument {name} of {type(self.network).__name__} is no plain data ({type(value).__name__}), so "

@@ -157,3 +157,17 @@ def test_no_code_is_imported_for_a_name_of_the_hub(
         with pytest.raises(CheckpointError):
             Translator.from_pretrained(folder)
         assert (tmp_path / "sprung").exists()
+
+
+def test_no_code_is_imported_for_a_tokenizer_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_trap.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"{}")
+    (folder / "config.json").write_text(json.dumps({"class_path": "lit_transformer.Transformer"}), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps({"class_path": "tokenizer_trap.Tokenizer"}), encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    with pytest.raises(InputError, match=r"asks for the tokenizer class 'tokenizer_trap.Tokenizer', and only those of"):
+        Translator.from_pretrained("somebody/trap")
+    assert not (tmp_path / "sprung").exists()
