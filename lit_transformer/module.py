@@ -209,9 +209,8 @@ class LitTransformer(L.LightningModule):
         Lightning has divided them by the number of micro-batches, the strategy by the number of processes, and a
         gradient scaler has been undone; clipping comes after.
         """
-        skipped = torch.zeros(3, device=self.device)
-        own = torch.stack(self._totals).sum(0) if self._totals else skipped
-        totals = self.trainer.strategy.reduce(own, reduce_op="sum")
+        own = self._totals or [torch.zeros(3, device=self.device)]  # none where batches were skipped
+        totals = self.trainer.strategy.reduce(torch.stack(own).sum(0), reduce_op="sum")
         num_labels = totals[0].clamp(min=1)
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
         scale = parts * _UNIT_TOKENS / num_labels

@@ -282,9 +282,9 @@ class TranslationCLI(LightningCLI):
 
     def _check_branch(self, given: Path, folder: Path) -> None:
         """Refuses to go on from a checkpoint that is not the last: names and means would mix what came of it."""
-        step = int(read_checkpoint(given)["global_step"])
-        later = max(by_step(checkpoints_in(folder)), default=step)
-        if later > step:
+        steps = {one.path.resolve(): one.step for one in checkpoints_in(folder) if not one.is_average}
+        later = max(steps.values(), default=0)
+        if later > steps.get(given.resolve(), later):
             raise InputError(
                 f"{folder} also holds checkpoints of later steps, up to {later}, which would be mixed with those that "
                 f"follow {given.name}: give this run a folder of its own with --trainer.default_root_dir, or move the "

@@ -96,6 +96,7 @@ class BLEUEvaluation(Callback):
             **own,
         }
         self._slow = {"ter"} - own.keys()
+        self._several = {name for name, metric in own.items() if _takes_several_references(metric)}
         self.num_samples = num_samples
         self.every_n_validations = every_n_validations
         self.output_path = None if output_path is None else Path(output_path)
@@ -244,7 +245,7 @@ class BLEUEvaluation(Callback):
         kept = self._counts.scores if self._counts else {}
         rows = {name: score.count(texts, references) for name, score in kept.items()}
         for name, metric in self._now.items():
-            expected: list[Any] = [[one] for one in references] if _takes_several_references(metric) else references
+            expected: list[Any] = [[one] for one in references] if name in self._several else references
             metric.update(texts, expected, *([rows[name]] if name in rows else []))
         if self._counts:
             self._counts.add(numbers, rows)

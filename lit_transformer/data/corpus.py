@@ -110,11 +110,8 @@ class ParallelCorpus:
             raise ValueError("src_path needs tgt_path beside it; for text without translations set tgt: null")
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        if src == tgt and src_path != tgt_path:
-            raise ValueError(
-                f"src and tgt are both {src!r}, and so would both sides be the same text: give two names, as in "
-                "src: informal, tgt: formal"
-            )
+        if src_path != tgt_path:
+            check_two_names(src, tgt)
         self.path, self.src, self.tgt, self.name, self.split = path, src, tgt, name, split
         self.src_path, self.tgt_path, self.max_rows = src_path, tgt_path, max_rows
         self.filter, self.src_tag = filter, None if src_tag is None else check_tag(src_tag)
@@ -327,6 +324,15 @@ class ParallelCorpus:
 
 
 _KNOWN = frozenset(vars(ParallelCorpus("")))  # what the fingerprint holds in any case
+
+
+def check_two_names(src: str, tgt: str | None) -> None:
+    """Refuses one name for two texts, of which rows could hold but one."""
+    if src == tgt:
+        raise ValueError(
+            f"src and tgt are both {src!r}, and so would both sides be the same text: give two names, as in "
+            "src: informal, tgt: formal"
+        )
 
 
 def _is_unicode(text: str) -> bool:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from lit_transformer.data.corpus import ParallelCorpus, Source
+from lit_transformer.data.corpus import ParallelCorpus, Source, check_two_names
 from lit_transformer.data.filters import PairFilter
 from lit_transformer.data.textfiles import CorpusError, Row, State
 
@@ -44,11 +44,7 @@ class MemoryCorpus(ParallelCorpus):
         src_tag: str | None = None,
     ) -> None:
         _check_kind(rows)
-        if src == tgt:
-            raise ValueError(
-                f"src and tgt are both {src!r}, and so would both sides be the same text: give two names, as in "
-                'src="informal", tgt="formal"'
-            )
+        check_two_names(src, tgt)
         super().__init__("text in memory", src, tgt, max_rows=max_rows, filter=filter, src_tag=src_tag)
         self._rows = rows
 
