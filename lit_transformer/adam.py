@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 
 def paper_adam(parameters: Any) -> torch.optim.Optimizer:
@@ -20,7 +21,8 @@ def fuse_on_cpu(optimizer: torch.optim.Optimizer) -> None:
     """Lets Adam work through each CPU tensor once instead of ten times, unless its arguments say how to work.
 
     Not by ``fused=True`` in its constructor: that also takes over the gradient scaling of float16, and Lightning
-    then refuses to clip.
+    then refuses to clip. Each step is noted in the tensors, as other steps are, so that whoever has made copies of them
+    can see that they are old.
     """
     if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
         return
@@ -31,3 +33,10 @@ def fuse_on_cpu(optimizer: torch.optim.Optimizer) -> None:
         is_free = group["fused"] is None and group["foreach"] is None
         if is_plain and is_free and not group["capturable"] and not group["differentiable"]:
             group["fused"] = True
+    optimizer.register_step_post_hook(_note_changes)
+
+
+def _note_changes(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        if group["fused"]:
+            increment_version(parameter for parameter in group["params"] if parameter.grad is not None)

@@ -84,6 +84,7 @@ class AttentionAligner:
         layer: Decoder layer, counted from 1; None for the penultimate, or the only one.
         max_length: Longer sentences are cut to this many tokens; what is cut off stays without links.
         max_tokens: Budget of a batch, in tokens of the longer side with padding.
+        max_tgt_length: The same as ``max_length`` for targets; None for ``max_length``.
 
     Raises:
         InputError: If the network has no ``cross_attention``, or no such layer.
@@ -96,16 +97,18 @@ class AttentionAligner:
         layer: int | None = None,
         max_length: int = 512,
         max_tokens: int = 4096,
+        max_tgt_length: int | None = None,
     ) -> None:
         attention: Any = getattr(network, "cross_attention", None)
         if attention is None:
             raise InputError(f"{type(network).__name__} has no cross_attention, so it cannot align words")
         num_layers: Any = getattr(network, "num_decoder_layers", layer)
-        layer = layer or max((num_layers or 1) - 1, 1)
+        layer = max((num_layers or 1) - 1, 1) if layer is None else layer
         if not 1 <= layer <= (num_layers or layer):
             raise InputError(f"the alignment layer must be between 1 and {num_layers}, got {layer}")
         self.network, self.tokenizer, self.layer = network, tokenizer, layer
         self.max_length, self.max_tokens = max_length, max_tokens
+        self.max_tgt_length = max_length if max_tgt_length is None else max_tgt_length
         self._attention = attention
 
     def __call__(self, pairs: Iterable[tuple[str, str]]) -> Iterator[list[Link]]:
@@ -118,8 +121,9 @@ class AttentionAligner:
         found: list[list[Link]] = [[] for _ in pairs]
         filled = [place for place, (source, target) in enumerate(pairs) if source.strip() and target.strip()]
         sources, targets = ([pairs[place][side] for place in filled] for side in (0, 1))
-        src = dict(zip(filled, map(self._cut, self.tokenizer.words_src(sources)), strict=True))
-        tgt = dict(zip(filled, map(self._cut, self.tokenizer.words_tgt(targets)), strict=True))
+        src_words, tgt_words = self.tokenizer.words_src(sources), self.tokenizer.words_tgt(targets)
+        src = {place: _cut(*words, self.max_length) for place, words in zip(filled, src_words, strict=True)}
+        tgt = {place: _cut(*words, self.max_tgt_length) for place, words in zip(filled, tgt_words, strict=True)}
         length = {place: max(len(src[place][0]), len(tgt[place][0])) for place in filled}
         for batch in batches_by_length(length, self.max_tokens):
             weights = self._weights([src[one][0] for one in batch], [tgt[one][0] for one in batch])
@@ -128,16 +132,16 @@ class AttentionAligner:
                 found[one] = hard_alignment(weights[row, : len(words), : len(src[one][1])], src[one][1], words)
         return found
 
-    def _cut(self, encoded: tuple[list[int], list[int | None]]) -> tuple[list[int], list[int | None]]:
-        """Ids and words without what is too long; EOS stays at the end."""
-        ids, words = encoded
-        if len(ids) <= self.max_length:
-            return encoded
-        return [*ids[: self.max_length - 1], ids[-1]], [*words[: self.max_length - 1], None]
-
     @torch.inference_mode()
     def _weights(self, src: list[list[int]], tgt: list[list[int]]) -> Tensor:
         """Attention ``(B, T, S)`` at the steps that write ``tgt`` after its BOS."""
         device = next(self.network.parameters()).device
         tensors = [padded(src).to(device), padded([row[:-1] for row in tgt]).to(device)]
         return self._attention(*tensors, layer=self.layer - 1).float().mean(dim=1).cpu()  # type: ignore[no-any-return]
+
+
+def _cut(ids: list[int], words: list[int | None], max_length: int) -> tuple[list[int], list[int | None]]:
+    """Ids and words without what is too long; EOS stays at the end."""
+    if len(ids) <= max_length:
+        return ids, words
+    return [*ids[: max_length - 1], ids[-1]], [*words[: max_length - 1], None]

@@ -61,9 +61,10 @@ def attention(options: argparse.Namespace) -> None:
     from lit_transformer.translator import Translator
 
     given_lines([options.source, options.target or ""])
+    stem, _, picture = split_ending(options.output)
     search = BeamSearch(beam_size=max(4, options.n_best), n_best=options.n_best)
     translator = Translator.from_pretrained(options.checkpoint, search=search)
-    view = translator.attention(options.source, options.target)
+    view = translator.attention(options.source, options.target or None)
     beams = [(beam.text, beam.score) for beam in view.beams]
     try:
         figures = {name: _extra(name, translator.network, view, options.warmup_steps) for name in options.also}
@@ -74,7 +75,6 @@ def attention(options: argparse.Namespace) -> None:
                 beams=beams,
                 others=view.others,
             )
-            stem, _, picture = split_ending(options.output)
             for name, figure in figures.items():
                 paths.append(stem.with_name(f"{stem.name}-{name}{picture}"))
                 figure.savefig(paths[-1], dpi=PIXELS_PER_INCH)

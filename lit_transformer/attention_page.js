@@ -40,7 +40,9 @@ function isMasked(q, k) {
 
 const SPOKEN = { "<s>": "start of sentence", "</s>": "end of sentence", "<pad>": "padding", "<unk>": "unknown word" };
 const marksWords = data.grids.some((it) => it.keys.some((token) => token.startsWith("▁")));
-const visible = (token) => token.replace(/^▁(?=.)/, "").replace(/▁/g, "␣").replace(/[\r\n]/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) || "∅";
+const named = (text) => /^[\p{Cc}\p{Cf}\p{Z}]+$/u.test(text) ? `‹${[...text].map((it) => "U+" + it.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")).join("·")}›` : text;
+const visible = (token) => named(token.replace(/^▁(?=.)/, "").replace(/▁/g, "␣").replace(/[\r\n]/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length))) || "∅";
+const isLeftward = (tokens) => /[\p{sc=Arab}\p{sc=Hebr}\p{sc=Syrc}\p{sc=Thaa}\p{sc=Nkoo}]/u.test(tokens.filter((it) => !SPOKEN[it]).join("").match(/\p{L}/u)?.[0] ?? "");
 const continues = (token) => marksWords && /^[\p{L}\p{N}\p{M}]/u.test(token);
 const spoken = (token) => SPOKEN[token] ?? (continues(token) ? "part " : "") + visible(token);
 
@@ -72,8 +74,8 @@ function moveTo(elements, place) {
 function arrows(container, columns, act) {
   container.addEventListener("keydown", (event) => {
     const elements = [...container.querySelectorAll("button")], place = elements.indexOf(document.activeElement);
-    const across = columns(), end = elements.length - 1;
-    const places = { ArrowRight: place + 1, ArrowLeft: place - 1, ArrowDown: place + across, ArrowUp: place - across, Home: 0, End: end };
+    const across = columns(), end = elements.length - 1, right = container.dir === "rtl" ? -1 : 1;
+    const places = { ArrowRight: place + right, ArrowLeft: place - right, ArrowDown: place + across, ArrowUp: place - across, Home: 0, End: end };
     if (place < 0 || !(event.key in places) || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     if (across > 1 && (places[event.key] < 0 || places[event.key] > end)) return;
@@ -364,7 +366,11 @@ function fromAddress() {
   preview = null;
   choose({ kind, layer: number("layer") ?? last, head: wish.get("head") === "average" ? "average" : number("head") ?? "average", beam: Math.min(number("beam") ?? 0, data.others.length), token });
 }
-function flow() { $("links").classList.toggle("flow", $("flow").checked); }
+function flow() {
+  const isText = $("flow").checked;
+  $("links").classList.toggle("flow", isText);
+  for (const side of ["queries", "keys"]) $(side).dir = isText && isLeftward(grid()[side]) ? "rtl" : "ltr";
+}
 function showNumbers() { $("map").classList.toggle("plain", !$("numbers").checked); }
 
 $("title").classList.toggle("long", $("title").textContent.length > 110);

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from lit_transformer.attention_page import AttentionMaps, attention_page
+from lit_transformer.bidi import pointing
 from lit_transformer.data.tokenizer import SubwordTokenizer
-from lit_transformer.interfaces import InputError, Translation, TranslationNetwork
+from lit_transformer.errors import NoAttentionError
+from lit_transformer.interfaces import Translation, TranslationNetwork
 from lit_transformer.vocabulary import PAD_ID
 
 _FRAME_HEIGHT = 780  # pixels of a notebook that the page takes; it scrolls inside
@@ -54,7 +56,7 @@ class AttentionView:
     @property
     def title(self) -> str:
         """Source and target in one line."""
-        return f"{self.source} → {self.target}" if self.source else self.target
+        return pointing(self.source, self.target) if self.source else self.target
 
     def page(self, title: str = "") -> str:
         """The HTML page to explore it, as one text without outside parts.
@@ -103,11 +105,11 @@ def attention_of(
         beams: What the search found, if the targets are its own.
 
     Raises:
-        InputError: If the network has no ``attention_maps``.
+        NoAttentionError: If the network has no ``attention_maps``.
     """
     attention_maps: Any = getattr(network, "attention_maps", None)
     if attention_maps is None:
-        raise InputError(f"{type(network).__name__} has no attention_maps, so there is nothing to draw")
+        raise NoAttentionError(f"{type(network).__name__} has no attention_maps, so there is nothing to draw")
     device, width = next(network.parameters()).device, max(map(len, targets)) - 1
     read = torch.tensor([[*tgt[:-1], *[PAD_ID] * (width + 1 - len(tgt))] for tgt in targets], device=device)
     maps = attention_maps(torch.tensor([list(src)] * len(targets), device=device), read)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
+from lit_transformer.class_paths import import_class
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
-from lit_transformer.model_files import TOKENIZER_FILE, holds_model, local_folder
+from lit_transformer.model_files import TOKENIZER_FILE, folder_of_run, holds_model, local_folder
 from lit_transformer.translator import Translator
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")  # which weights do not depend on
@@ -131,7 +132,9 @@ def _best(kept: Path) -> Path:
 
 def _load(config: Any, path: Path) -> None:
     """Weights fit only the network that they were trained in, so scoring and predicting build that one."""
-    _name_network(config, _stored_network(read_checkpoint(path), path))
+    spec = _stored_network(read_checkpoint(path), path)
+    import_class(spec["class_path"], TranslationNetwork, "network", folder_of_run(path))  # type: ignore[type-abstract]
+    _name_network(config, spec)
     config.ckpt_path = str(path)
 
 
@@ -149,7 +152,33 @@ def _resume(config: Any, path: Path) -> None:
                 f"{path} holds a network with {name}={stored[name]}, but the configuration says {given[name]}; "
                 "continue with the configuration that the run was started with (config.yaml in its folder)"
             )
+    _check_optimizer(config.model.init_args.get("optimizer"), content["hyper_parameters"].get("optimizer"), path)
     config.ckpt_path = str(path)
+
+
+def _check_optimizer(now: Any, stored: Any, path: Path) -> None:
+    """The optimizer comes back with all its settings but the learning rate, so that others would have no effect."""
+    if not (isinstance(stored, dict) and now and "class_path" in now and "class_path" in stored):
+        return
+    if now["class_path"] != stored["class_path"]:
+        changed = [f"it was {stored['class_path']} and is {now['class_path']}"]
+    else:
+        given = dict(now.get("init_args") or {})
+        kept = {name: value for name, value in stored.get("init_args", {}).items() if name in given and name != "lr"}
+        changed = [
+            f"{name} was {value} and is {given[name]}"
+            for name, value in kept.items()
+            if _plain(given[name]) != _plain(value)
+        ]
+    if changed:
+        raise CheckpointError(
+            f"{path} brings the state of its optimizer along, in which nothing but the learning rate can change: "
+            f"{'; '.join(changed)}; begin anew with its weights by --init_from {path}"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
 
 
 def _stored_network(content: dict[str, Any], path: Path) -> dict[str, Any]:

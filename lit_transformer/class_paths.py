@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib
 import importlib.util
 import sys
@@ -41,7 +42,7 @@ def import_class(class_path: str, base: type[T], what: str, folder: Path | None 
             f"the {what} class {class_path!r} was defined in a script, where nobody else can import it; move it into a "
             "module of its own and train from there"
         )
-    if folder is not None and _lies_in(module_name.partition(".")[0], folder):
+    if folder is not None and _lies_in(module_name, folder):
         raise InputError(
             f"the {what} class {class_path!r} would be imported from {folder} itself, and code that comes with a model "
             "is not run: read it, and call the command from another folder with that code installed"
@@ -56,13 +57,34 @@ def import_class(class_path: str, base: type[T], what: str, folder: Path | None 
     return found
 
 
-def _lies_in(package: str, folder: Path) -> bool:
-    """Whether the import of a package, which is none of those loaded already, would run a file of a folder."""
-    if not package or package in sys.modules:
-        return False
+def _lies_in(module: str, folder: Path) -> bool:
+    """Whether the import of a module would run a file of a folder, other than those of packages loaded already.
+
+    Nothing is imported to find out: packages inside packages are looked for among the files.
+    """
+    folder, parts = folder.resolve(), module.split(".")
+    places: list[str] = []
+    for end, part in enumerate(parts, start=1):
+        loaded = sys.modules.get(".".join(parts[:end]))
+        if loaded is not None:
+            places = list(getattr(loaded, "__path__", []))
+            continue
+        if end == 1:
+            found = _places(part)
+        else:  # a folder, or a file of any ending that Python may know
+            found = [str(file) for place in places for file in Path(place).glob(f"{glob.escape(part)}*")]
+            found = [file for file in found if Path(file).name.partition(".")[0] == part]
+        if any(Path(place).resolve().is_relative_to(folder) for place in found):
+            return True
+        places = [place for place in found if Path(place).is_dir()]
+    return False
+
+
+def _places(package: str) -> list[str]:
+    """The file and the folders that Python would load a package or module from, which has no parent."""
     try:
-        found = importlib.util.find_spec(package)  # runs nothing, as it has no parent
+        found = importlib.util.find_spec(package)  # runs nothing
     except (ImportError, ValueError):
-        return False
+        return []
     places = [found.origin, *(found.submodule_search_locations or [])] if found else []
-    return any(Path(place).resolve().is_relative_to(folder.resolve()) for place in places if place)
+    return [place for place in places if place]

@@ -119,5 +119,7 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
     """Says in one sentence that a file cannot be written."""
     try:
         yield
+    except BrokenPipeError:  # of standard output, whose reader has gone
+        raise
     except OSError as error:
         raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None

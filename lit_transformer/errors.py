@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the message alone; a program can catch it like any ``ValueError``.
     """
+
+
+class NoAttentionError(InputError):
+    """A model that translates and cannot show where its heads look."""

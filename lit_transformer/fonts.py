@@ -63,13 +63,17 @@ class Lettering:
     def label(self, token: str) -> str:
         r"""The token as a short label: white space visible, undrawable characters spelled out, long tokens cut.
 
+        So are invisible characters, such as zero-width spaces, if there is nothing else to see.
+
         Example:
             >>> Lettering(("DejaVu Sans",)).label("an end\n")
             'an␣end⏎'
             >>> Lettering(("DejaVu Sans",), frozenset("나는")).label("▁나는")
             '▁‹na·neun›'
         """
-        text = "".join(VISIBLE.get(character, character) for character in self.sentence(token)) or "∅"
+        is_blank = all(character not in VISIBLE and _is_invisible(character) for character in token.lstrip("▁"))
+        written = Lettering(self.families, frozenset(filter(_is_invisible, token))) if is_blank else self
+        text = "".join(VISIBLE.get(character, character) for character in written.sentence(token)) or "∅"
         return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"
 
     def sentence(self, text: str) -> str:
@@ -102,6 +106,10 @@ def lettering_for(texts: Iterable[str]) -> Lettering:
     if missing:
         _report("".join(sorted(missing)))
     return Lettering(tuple(families), frozenset(missing))
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Zs")
 
 
 def _spell(character: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_transformer.attention_page import AttentionGrid
+from lit_transformer.bidi import pointing
 from lit_transformer.fonts import Lettering
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def label_written(axes: Axes, grid: AttentionGrid, lettering: Lettering, cell: f
     style = text_style(lettering) | {"fontsize": font_size(cell), "color": MUTED, "va": "center", "clip_on": False}
     for place in _shown(len(grid.written), cell):
         if grid.written[place]:
-            axes.text(len(grid.keys) - 0.35, place, f"→ {lettering.label(grid.written[place])}", **style)
+            axes.text(len(grid.keys) - 0.35, place, pointing("", lettering.label(grid.written[place])), **style)
 
 
 def add_scale(figure: Figure, image: AxesImage) -> None:

@@ -53,7 +53,7 @@ def _class_path(file: Path, default: str | None) -> Any:
     """The class that a file names."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     return content.get("class_path", default) if isinstance(content, dict) else default
 

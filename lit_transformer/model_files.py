@@ -30,9 +30,10 @@ Model = tuple[TranslationNetwork, SubwordTokenizer]
 
 
 def read_model(path: str | Path, revision: str | None = None) -> Model:
-    """The network and the tokenizer out of a file, a folder or the Hub, without running code that comes with a folder.
+    """The network and the tokenizer out of a file, a folder or the Hub, without running code that comes with them.
 
     A network of one's own is imported from where Python looks for modules; commands look in the current folder too.
+    What lies in the folder of the model or of the run is not imported.
 
     Args:
         path: A ``.ckpt`` file, the folder of a run, a folder that ``write_model`` made, or ``owner/name`` on the Hub.
@@ -48,6 +49,13 @@ def read_model(path: str | Path, revision: str | None = None) -> Model:
 def holds_model(path: Path) -> bool:
     """Whether this is the folder of a model, of ours or of another package, rather than of a run or a checkpoint."""
     return any((path / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
+
+
+def folder_of_run(checkpoint: Path) -> Path | None:
+    """The folder that a checkpoint came in, whose code does not run; None if it is the current one or holds it."""
+    inside = checkpoint.absolute().parent
+    folder = inside.parent if inside.name == "checkpoints" else inside
+    return None if Path.cwd().is_relative_to(folder) else folder
 
 
 def write_model(network: TranslationNetwork, tokenizer: SubwordTokenizer, folder: str | Path) -> Path:
@@ -128,8 +136,8 @@ def _from_checkpoint(path: Path) -> Model:
     }
     with _naming(path):
         with UndrawnWeights():
-            network = build_network(spec)
-        tokenizer = SubwordTokenizer.from_state(state)
+            network = build_network(spec, folder_of_run(path))
+        tokenizer = SubwordTokenizer.from_state(state, folder_of_run(path))
         network.load_state_dict(weights)
     return network, tokenizer
 
@@ -161,7 +169,7 @@ def _other_format(folder: Path) -> str | None:
         return "a model of CTranslate2, which only that engine reads: add --engine ctranslate2"
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if isinstance(config, dict) and "model_type" in config and "class_path" not in config:
         return f"a Hugging Face model of type {config['model_type']}: read it with lit-transformer import first"
@@ -184,6 +192,8 @@ def _naming(place: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{place} cannot be used: {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{place} is damaged: its JSON is nested too deeply") from None
     except RuntimeError as error:  # from load_state_dict: many lines, the last the most particular
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None

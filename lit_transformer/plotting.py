@@ -25,6 +25,7 @@ from lit_transformer.attention_page import (
 from lit_transformer.diagrams import plot_masks as plot_masks
 from lit_transformer.diagrams import plot_positions as plot_positions
 from lit_transformer.diagrams import plot_warmup as plot_warmup
+from lit_transformer.errors import InputError
 from lit_transformer.fonts import lettering_for
 from lit_transformer.heatmaps import blank_figure as blank_figure
 
@@ -187,9 +188,14 @@ def split_ending(output: str | Path) -> tuple[Path, str, str]:
     Example:
         >>> [(str(stem), *endings) for stem, *endings in map(split_ending, ("cats.svg", "cats.v2"))]
         [('cats', '.svg', '.svg'), ('cats.v2', '', '.png')]
+
+    Raises:
+        InputError: If it is a folder's name, such as ``.``.
     """
     path = Path(output)
-    ending = path.suffix if path.suffix in (*PICTURES, ".html") else ""
+    if path.name in ("", ".."):
+        raise InputError(f"files cannot be named after {str(output)!r}: give a name such as {path / 'attention'}")
+    ending = path.suffix.lower() if path.suffix.lower() in (*PICTURES, ".html") else ""
     return path.with_suffix("") if ending else path, ending, ending if ending in PICTURES else PICTURES[0]
 
 

@@ -194,6 +194,8 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
 def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
     """The lines of a file, plain or compressed, or of standard input, cut at line feeds only."""
     if name == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; name a file by --input, or give sentences")
         if sys.stdin.isatty():
             logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
         return _decoded(sys.stdin.buffer, "standard input")
@@ -239,6 +241,8 @@ def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
     from lit_transformer.data.textfiles import compressing
 
     if name == "-":
+        if sys.stdout is None:
+            raise InputError(f"standard output is closed; name a file by {option}")
         sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends

@@ -194,7 +194,9 @@ class Translator:
         Raises:
             InputError: If the network has no ``cross_attention``, or no such layer.
         """
-        return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens)(pairs)
+        written = self.max_length + getattr(self.search, "max_extra_length", 50) + 1  # BOS, and what a search may add
+        longest = min(written, self.network.max_length or written)
+        return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""
@@ -245,8 +247,14 @@ class Translator:
     def _search(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:
         """The search, here or in a worker; a network that is not prepared for bfloat16 computes in it all the same."""
         is_bf16 = self.precision == "bf16" and network is self.network
-        with torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
-            return self.search(network, src)
+        training = [module for module in network.modules() if module.training]  # perhaps somebody trains it meanwhile
+        network.eval()
+        try:
+            with torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
+                return self.search(network, src)
+        finally:
+            for module in training:
+                module.training = True
 
     def _fastest(self) -> TranslationNetwork:
         """The network prepared or compiled for searches, or itself where it can be neither."""

@@ -130,6 +130,17 @@ def test_long_sentences_are_cut() -> None:
     assert list(aligner([("a b c d", "e f g h")])) == [[(0, 0)]]  # a b EOS, BOS e EOS
 
 
+def test_translations_that_are_longer_than_their_source_may_be_keep_their_links() -> None:
+    translator = _pointing()
+    translator.max_length = 3
+    assert list(translator.align([("a b", "e f g h")])) == list(_pointing().align([("a b", "e f g h")]))
+
+
+def test_layers_count_from_one() -> None:
+    with pytest.raises(InputError, match=r"the alignment layer must be between 1 and .*, got 0"):
+        _pointing().align([("a", "e")], layer=0)
+
+
 def test_a_network_without_attention_is_refused() -> None:
     translator = _pointing()
     del (network := torch.nn.Linear(1, 1)).bias

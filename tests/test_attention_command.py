@@ -86,6 +86,11 @@ def test_attention_of_a_given_translation(tiny_run: Path, tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
 
 
+def test_an_empty_target_is_none(tiny_run: Path, tmp_path: Path) -> None:
+    assert lit("attention", tiny_run, "one cat", "", "--output", tmp_path / "x.HTML").status == 0
+    assert "one cat → eins Katze" in (tmp_path / "x.html").read_text(encoding="utf-8")
+
+
 def test_a_target_that_the_network_cannot_read_is_refused(tiny_run: Path) -> None:
     translator = Translator.from_pretrained(tiny_run)
     translator.network.max_length = 40
@@ -101,5 +106,8 @@ def test_attention_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> No
         ([tmp_path / "gone", "one"], "gone does not exist"),
         ([tiny_run, "one", "--output", tmp_path / "file" / "x.html"], "x.html cannot be written: "),
         ([tiny_run, os.fsdecode(b"\xff")], "sentence 1 of the command line is not valid UTF-8"),
+        ([tiny_run, "one", "--output", "."], "files cannot be named after '.'"),
+        ([tiny_run, "one", "--output", ".."], "files cannot be named after '..'"),
+        ([tiny_run, "one", "--output", ""], "files cannot be named after ''"),
     ):
         assert_one_sentence(lit("attention", *arguments), words)

@@ -116,6 +116,21 @@ def test_attention_layer_and_head_are_chosen_by_click(window: Window, page: Path
     assert window.chosen[2:] == ["Layer 2", "Head 3"]
 
 
+def test_text_of_the_right_to_left_runs_that_way(window: Window, tmp_path: Path) -> None:
+    src, tgt = ["▁I", "▁\u200b", "</s>"], ["<s>", "▁أنا", "▁أحب", "▁القطط", "</s>"]
+    page = tmp_path / "rtl.html"
+    page.write_text(attention_page(random_maps(3, 4), src, tgt, title="x"), encoding="utf-8")
+    window.open(page, "kind=cross")
+    assert window.texts("#keys b") == ["I", "‹U+200B›", "</s>"]
+    place = "return document.querySelectorAll('#queries button')[{}].getBoundingClientRect().x"
+    assert window.run("return [...document.querySelectorAll('.links ol')].map((it) => it.dir)") == ["ltr", "ltr"]
+    window.click("#flow")
+    assert window.run("return [document.getElementById('queries').dir, document.getElementById('keys').dir]") == [
+        "rtl", "ltr",
+    ]  # fmt: skip
+    assert window.run(place.format(1)) > window.run(place.format(2)) > window.run(place.format(3))
+
+
 def test_candidates_show_their_scores_and_their_own_attention(window: Window, page: Path) -> None:
     window.open(page, "kind=cross&layer=1&head=1")
     assert window.texts("#beams .score") == ["\u22120.250", "\u22121.500"]

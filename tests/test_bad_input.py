@@ -174,6 +174,9 @@ CASES = {
     "resume another network": Case(
         "fit --config tiny.yaml --ckpt_path last --model.network.d_ff 64", ("d_ff=32", "64", "config.yaml")
     ),
+    "resume with another optimizer": Case(
+        "fit --config tiny.yaml --ckpt_path last --model.optimizer.init_args.eps 1e-6", ("eps was", "--init_from")
+    ),
     "resume other text": Case(
         "fit --config tiny.yaml --ckpt_path last --data.train.max_rows 50", ("training text is not the same",)
     ),

@@ -22,6 +22,7 @@ from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.interfaces import InputError
 from lit_transformer.translator import Translator
 
 LINES = sentences(10, seed=8)
@@ -330,6 +331,33 @@ def test_compiling_without_a_compiler_is_an_error(tiny_run: Path, monkeypatch: p
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     assert_one_sentence(translate(tiny_run, "one", "--compile", status=1), "compiled steps need a C compiler")
+
+
+@pytest.mark.parametrize(("stream", "words"), [("stdin", "--input"), ("stdout", "--output")])
+def test_closed_streams_are_named(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stream: str, words: str
+) -> None:
+    monkeypatch.setattr(sys, stream, None)  # as Python has it where the shell closed it
+    arguments = ["one"] if stream == "stdout" else []
+    with pytest.raises(InputError, match=f"standard {stream[3:]}put is closed; name a file by {words}"):
+        translate_command.run(["translate", str(tiny_run), *arguments])
+
+
+def test_penalties_out_of_range_are_named(tiny_run: Path) -> None:
+    for value in ("500", "-2000"):
+        finished = translate(tiny_run, "one", "--length_penalty", value, status=1)
+        assert_one_sentence(finished, f"length_penalty must lie between -10 and 10, got {float(value)}")
+
+
+def test_a_reader_of_alignments_that_has_gone_is_not_blamed_on_the_output(tiny_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.txt"
+    command = [sys.executable, "-m", "lit_transformer", "translate", str(tiny_run), "--beam_size", "1"]
+    command += ["--output", str(output), "--alignment", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, err = process.communicate(b"one\n" * 20)
+    assert err == b""
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:

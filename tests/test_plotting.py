@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import unicodedata
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lit_transformer import fonts, plotting
 from lit_transformer.attention_page import attention_grids, attention_page
+from lit_transformer.bidi import pointing
 from lit_transformer.nn.embedding import LearnedPositions
 from lit_transformer.nn.transformer import Transformer
 
@@ -151,6 +153,34 @@ def test_korean_is_written_as_it_is_where_a_font_has_it():
     families = fonts.lettering_for(["나는 고양이"])
     assert not families.undrawable, "the extra `plot` brings a Korean font"
     assert families.label("▁나는") == "▁나는"
+
+
+def test_tokens_without_anything_to_see_are_spelled_out():
+    letters = fonts.lettering_for(["▁\u200b", "a\u200d", "\n", "▁"])
+    labels = [letters.label(token) for token in ("▁\u200b", "\u200b\xa0", "a\u200d", " \n", "▁", "")]
+    assert labels == ["▁‹U+200B›", "‹U+200B·U+00A0›", "a\u200d", "␣⏎", "▁", "∅"]
+
+
+def test_the_arrow_points_at_the_target_in_every_script(tmp_path):
+    """Renderers reorder a line of Arabic; the marks that keep its direction are letters to them, and not drawn."""
+    hebrew, arabic = "שלום", "مرحبا"
+    assert pointing("I love cats", "나는") == "I love cats → 나는"
+    title = pointing(hebrew, arabic)
+    assert title.replace("\u200e", "") == f"{hebrew} → {arabic}"
+    directions = [unicodedata.bidirectional(character) for character in title]
+    assert directions[0] == "L", "the line is read from left to right"
+    arrow = title.index("→")
+    assert directions[arrow - 1] == directions[arrow + 1] == "L", "so is the arrow, between two texts that are not"
+    assert pointing("", arabic)[0] == "\u200e"
+    families = fonts.lettering_for([title.replace(hebrew, "").replace(arabic, "")])
+    assert not families.undrawable
+
+
+def test_endings_are_known_in_capitals_too(tmp_path):
+    for name, written in {"a.PNG": "a.png", "b.Svg": "b.svg"}.items():
+        paths = plotting.draw_attention(_maps(), SRC, TGT, tmp_path / name)
+        assert paths[0].name == written
+        assert len(paths) == 4, "pictures of that kind alone"
 
 
 def test_the_packaged_font_is_enough_and_stays_unimported(monkeypatch, tmp_path):

@@ -30,8 +30,9 @@ from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.decoding.workers import possible_workers
-from lit_transformer.interfaces import InputError, SentencePair, Translation
+from lit_transformer.interfaces import InputError, SentencePair, Translation, TranslationBatch
 from lit_transformer.model_files import build_network
+from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
 from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import EOS_ID
@@ -621,6 +622,61 @@ def test_code_in_the_folder_of_a_model_is_not_run(
     monkeypatch.chdir(tmp_path)
     lit("translate", "model", "one")  # of whoever calls the command
     assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("what", ["folder", "run", "test"])
+def test_code_in_a_folder_below_the_current_one_is_not_run(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """``strangers`` is no package until Python finds the folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    model = Path("strangers") / "x"
+    if what == "folder":
+        Translator.from_pretrained(tiny_run).save(model)
+        (model / "config.json").write_text(json.dumps({"class_path": "strangers.x.inside.Net", "init_args": {}}))
+    else:
+        content = content_of(tiny_run)
+        content["hyper_parameters"]["network"]["class_path"] = "strangers.x.inside.Net"
+        (model / "checkpoints").mkdir(parents=True)
+        torch.save(content, model / "checkpoints" / "step=1.ckpt")
+        shutil.copy(tiny_run / "config.yaml", model)
+    trap = "from pathlib import Path\nPath('ran').touch()\nfrom lit_transformer import Transformer as Net\n"
+    (model / "inside.py").write_text(trap)
+    scored = ["test", "--config", f"{model}/config.yaml", "--ckpt_path", f"{model}/checkpoints/step=1.ckpt"]
+    finished = lit(*(scored if what == "test" else ["translate", str(model), "one"]))
+    assert finished.status == 1
+    assert "code that comes with a model is not run" in finished.err
+    assert not Path("ran").exists()
+
+
+# A network that is trained at the same time
+
+
+def test_weights_that_a_fused_step_has_changed_are_taken_up(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run, num_workers=1)
+    before = translator(LINES)
+    module = LitTransformer(translator.network, optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.3))
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)
+    optimizer: Any = module.configure_optimizers()
+    assert optimizer.param_groups[0]["fused"]
+    batch = TranslationBatch(torch.tensor([[5, 6, 3]]), torch.tensor([[2, 7, 8, 3]]))
+    module.train().compute_loss(batch).loss.backward()
+    optimizer.step()
+    anew = Translator(translator.network, translator.tokenizer, num_workers=1)
+    module.train()
+    assert translator(LINES) == anew(LINES) != before
+    assert all(part.training for part in module.network.modules())
+
+
+def test_dropout_rests_while_a_network_translates_that_cannot_be_prepared(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run, num_workers=1)
+    expected = translator(LINES)
+    translator.network.register_forward_hook(lambda *_: None)
+    translator.network.embedding_dropout.p = 0.9
+    translator.network.train()
+    assert translator(LINES) == expected
+    assert translator.network.training
 
 
 # Workers in all circumstances

@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+_LESS_IS_BETTER = r"loss|perplexity|error|distance|edit_?rate|info_?lost|(\b|_)(ter|wer|cer|nll|ppl)$"
+
 
 class StepCheckpoint(ModelCheckpoint):
     """Lightning's ``ModelCheckpoint`` that also writes one at the end of the training, whatever its rhythm.
@@ -30,7 +32,7 @@ class StepCheckpoint(ModelCheckpoint):
         filename: Name of a file, in which ``{step}`` and logged names are replaced.
         monitor: What ranks checkpoints, such as ``val/loss``; None keeps the newest.
         mode: Whether the best has the least (``min``) or the most (``max``) of it. None chooses ``min`` for losses,
-            perplexities, TER and error rates, and ``max`` for all else.
+            perplexities, TER, edit distances and error rates, and ``max`` for all else.
         **kwargs: Further arguments of Lightning's ``ModelCheckpoint``.
 
     Example:
@@ -50,7 +52,7 @@ class StepCheckpoint(ModelCheckpoint):
         **kwargs: Any,
     ) -> None:
         if mode is None:
-            mode = "min" if re.search(r"loss|perplexity|error|(\b|_)(ter|wer|cer)$", (monitor or "").lower()) else "max"
+            mode = "min" if re.search(_LESS_IS_BETTER, (monitor or "").lower()) else "max"
         super().__init__(dirpath, filename, monitor, mode=mode, **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

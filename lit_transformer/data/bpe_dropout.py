@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError
 
 _VARIANTS = 64  # cuts that are drawn for each unit, see SubwordTokenizer.units
+_GONE = -1  # stands where an id was before it was merged into the one before it
 _KEPT_CUTS = 1_000_000  # cuts in memory, 200 MB; those beyond are drawn anew, which gives the same
 
 
@@ -102,15 +104,28 @@ class BPEDropout:
         """
         rules = self._rules[side]
         ids = [character for i in unit for character in self._characters(i, side)]
-        while len(ids) > 1:
-            pairs = enumerate(pairwise(ids))
-            possible = sorted((*rules[pair], place) for place, pair in pairs if pair in rules)
-            chosen = next((one for one in possible if draw() >= self.probability), None)
-            if chosen is None:
-                break
-            _, made, place = chosen
-            ids[place : place + 2] = [made]
-        return tuple(ids)
+        previous, following = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
+        possible = [(*rules[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in rules]
+        heapify(possible)  # the best merge first; long units would take long if all were sorted for each merge
+        passed: list[tuple[int, int, int]] = []
+        while possible:
+            rank, made, place = best = heappop(possible)
+            right = following[place]
+            if right == len(ids) or rules.get((ids[place], ids[right])) != (rank, made):
+                continue  # another merge took one of the two
+            if draw() < self.probability:
+                passed.append(best)
+                continue
+            ids[place], ids[right] = made, _GONE
+            following[place] = after = following[right]
+            if after < len(ids):
+                previous[after] = place
+            for one, other in ((previous[place], place), (place, after)):
+                if one >= 0 and other < len(ids) and (rule := rules.get((ids[one], ids[other]))):
+                    heappush(possible, (*rule, one))
+            while passed:  # each may be taken when the next one is looked for
+                heappush(possible, passed.pop())
+        return tuple(i for i in ids if i != _GONE)
 
     def _characters(self, i: int, side: str) -> list[int]:
         """The ids that a subword is merged from; those that no merge makes are characters, bytes or special."""

@@ -119,7 +119,7 @@ def assembled(model: SentencePieceModel, tokens: Sequence[str]) -> Tokenizer:
     steps += [normalizers.Prepend(" ")] if model.add_dummy_prefix else []
     steps += [normalizers.Replace(" ", "▁")]
     if model.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex("▁+$"), "")]  # there a typed one goes as well
+        steps += [normalizers.Replace(Regex("(?<!▁)▁++$"), "")]  # there a typed one goes as well
     tokenizer.normalizer = normalizers.Sequence(steps)
     unknown = decoders.Replace(HIDDEN + SPECIAL_TOKENS[UNK_ID], f"▁{SPECIAL_TOKENS[UNK_ID]}")
     plain = [decoders.Replace(HIDDEN, ""), decoders.Replace("▁", " ")]
@@ -137,12 +137,18 @@ class CharacterRules:
 
     Args:
         charsmap: The rules as they stand in a model: a double array over UTF-8 bytes, then what to write.
+
+    Raises:
+        InputError: If the rules are shorter than they say.
     """
 
     def __init__(self, charsmap: bytes) -> None:
         self.charsmap = charsmap
-        (size,) = struct.unpack_from("<I", charsmap) if charsmap else (0,)
-        self._units = struct.unpack_from(f"<{size // 4}I", charsmap, 4) if size else ()
+        try:
+            (size,) = struct.unpack_from("<I", charsmap) if charsmap else (0,)
+            self._units = struct.unpack_from(f"<{size // 4}I", charsmap, 4) if size else ()
+        except struct.error:
+            raise InputError("the character rules of the sentencepiece model are damaged") from None
         self._written = charsmap[4 + size :]
 
     def __call__(self, text: str) -> str:

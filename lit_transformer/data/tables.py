@@ -6,6 +6,7 @@ import copy
 import glob
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,9 +28,11 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
     ".ndjson": ("json", {}),
-    ".csv": ("csv", {}),
-    ".tsv": ("csv", {"sep": "\t", "quoting": 3}),  # 3: quotation marks are ordinary characters
+    ".csv": ("csv", {"index_col": False}),  # else a row with one field too many loses its first one to an index
+    # quoting 3: quotation marks are ordinary characters; a line ends where those of text files do
+    ".tsv": ("csv", {"index_col": False, "sep": "\t", "quoting": 3, "lineterminator": "\n"}),
 }
+_TOO_MANY_FIELDS = "Length of header or names does not match length of data"  # pandas' warning
 _MARK = "\ue000"
 
 
@@ -75,21 +78,21 @@ class DatasetRows:
                 and if there is one alone, its empty lines count.
 
         Raises:
-            CorpusError: If there are none, or their ending is not known.
+            CorpusError: If there are none, or their ending is not known or not the same.
         """
         local = not is_address(pattern) and glob.has_magic(pattern) and not os.path.exists(pattern)
         files = sorted(glob.glob(pattern, recursive=True)) if local else [pattern]
         if not files:
             raise CorpusError(f"no file matches {pattern}")
-        ending = _ending(files[0])
-        if ending is None:
-            raise CorpusError(
-                f"cannot tell what {files[0]} is: expected an ending among {', '.join(_BUILDERS)}, or for "
-                "line-aligned text src_path and tgt_path"
-            )
-        builder, options = _BUILDERS[ending]
+        builder, options = _kind(files[0])
+        for file in files[1:]:
+            if _kind(file) != (builder, options):
+                raise CorpusError(
+                    f"{pattern} names tables of several kinds, such as {files[0]} and {file}: give each kind a corpus "
+                    "of its own"
+                )
         if builder == "csv":
-            converters = dict.fromkeys(columns, _marked)
+            converters = dict.fromkeys([*columns, *(f"{name}\r" for name in columns)], _marked)
             options = {**options, "converters": converters, "skip_blank_lines": len(columns) > 1}
         return cls(builder, None, split, files, options)
 
@@ -104,14 +107,16 @@ class DatasetRows:
         batches = iter(dataset.iter(batch_size=size))
         while True:
             try:
-                columns = next(batches, None)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("error", _TOO_MANY_FIELDS)
+                    columns = next(batches, None)
             except Exception as error:  # readers below `datasets` raise whatever they like
                 raise CorpusError(f"cannot read {self._label()}: {_first_line(error)}") from error
             if columns is None:
                 return
-            names = list(columns)
-            for name in set(names) & self.options.get("converters", {}).keys():
-                columns[name] = [cell and cell.removeprefix(_MARK) for cell in columns[name]]
+            for name in columns.keys() & self.options.get("converters", {}).keys():
+                columns[name] = [cell and cell.removeprefix(_MARK).removesuffix("\r") for cell in columns[name]]
+            names = [name.removesuffix("\r") for name in columns]
             rows = [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
             yield rows, copy.deepcopy(dataset.state_dict())
 
@@ -212,6 +217,17 @@ def _marked(cell: str) -> str:
     return _MARK + cell
 
 
+def _kind(file: str) -> tuple[str, dict[str, Any]]:
+    """How `datasets` reads a table: the name of the builder and its options."""
+    ending = _ending(file)
+    if ending is None:
+        raise CorpusError(
+            f"cannot tell what {file} is: expected an ending among {', '.join(_BUILDERS)}, or for line-aligned text "
+            "src_path and tgt_path"
+        )
+    return _BUILDERS[ending]
+
+
 def _ending(path: str) -> str | None:
     """The ending that tells how a table is stored, whatever it is packed into; None if there is none."""
     endings = re.findall(r"\.\w+", os.path.basename(path))
@@ -266,4 +282,6 @@ def _unreachable(files: list[str]) -> OSError | None:
 
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error  # "An error occurred while generating the dataset" hides the reason
+    if _TOO_MANY_FIELDS in str(cause):
+        return "rows have more fields than the first line has names; quote text that holds the separator"
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")

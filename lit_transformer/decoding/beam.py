@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -17,10 +16,12 @@ from lit_transformer.decoding.search import (
     require_extra_length,
     require_finite,
 )
-from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
+from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 PenaltyKind = Literal["gnmt", "power"]
+
+_STRONGEST_PENALTY = 10  # beyond, the numbers of long hypotheses leave float32
 
 
 def length_penalty(length: int | Tensor, alpha: float, kind: PenaltyKind = "gnmt") -> float | Tensor:
@@ -86,8 +87,8 @@ class BeamSearch(Search):
 
     Raises:
         ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``length_penalty`` not
-            finite, ``max_extra_length`` negative, or ``penalty_kind`` unknown; in a search, if a row of the source
-            holds nothing but padding or the network gives no finite log probability.
+            between -10 and 10, ``max_extra_length`` negative, or ``penalty_kind`` unknown; in a search, if a row of
+            the source holds nothing but padding or the network gives no finite log probability.
 
     Example:
         >>> from lit_transformer.nn import Transformer
@@ -112,8 +113,10 @@ class BeamSearch(Search):
             raise ValueError(f"beam_size must be 1 or more, got {beam_size}")
         if not 1 <= n_best <= beam_size:
             raise ValueError(f"n_best must lie between 1 and beam_size={beam_size}, got {n_best}")
-        if not math.isfinite(length_penalty):
-            raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
+        if not abs(length_penalty) <= _STRONGEST_PENALTY:  # nor NaN
+            raise InputError(
+                f"length_penalty must lie between -{_STRONGEST_PENALTY} and {_STRONGEST_PENALTY}, got {length_penalty}"
+            )
         if penalty_kind not in get_args(PenaltyKind):
             raise ValueError(f"penalty_kind must be one of {', '.join(get_args(PenaltyKind))}, got {penalty_kind!r}")
         require_extra_length(max_extra_length)

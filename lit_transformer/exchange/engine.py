@@ -21,6 +21,7 @@ from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.decoding.workers import possible_workers
+from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
@@ -36,6 +37,7 @@ _SOURCE_FILE = "converted_from.txt"
 _COMPUTE_TYPES = {"float32": "float32", "bf16": "bfloat16", "int8": "int8"}
 _PATIENCE = 3  # beams' worth of finished hypotheses to wait for; ours are then among them, see CTranslate2Translator
 _NO_PENALTY = 1e-6  # an exponent that changes nothing, where 0 would let the search end at its first finished beam
+_NO_ATTENTION = "is for CTranslate2, which shows no attention: take the checkpoint instead"
 _FORBIDDEN = {PAD_ID, BOS_ID}  # which a translation never holds
 _MANY = 256  # lines from which on each core translates batches of its own
 
@@ -140,11 +142,11 @@ class CTranslate2Translator(Translator):
 
     def attention(self, source: str, target: str | None = None) -> AttentionView:
         """Not possible: CTranslate2 does not tell what every head looks at."""
-        raise InputError(f"{self.folder} is for CTranslate2, which shows no attention: take the checkpoint instead")
+        raise NoAttentionError(f"{self.folder} {_NO_ATTENTION}")
 
     def align(self, pairs: Iterable[tuple[str, str]], layer: int | None = None) -> Iterator[list[Link]]:
         """Not possible: alignments are read off the attention."""
-        raise InputError(f"{self.folder} is for CTranslate2, which shows no attention: take the checkpoint instead")
+        raise NoAttentionError(f"{self.folder} {_NO_ATTENTION}")
 
     def save(self, folder: str | Path) -> Path:
         """Not possible: the weights are CTranslate2's."""
@@ -317,6 +319,6 @@ def _read_folder(folder: Path) -> tuple[SubwordTokenizer, list[str], int]:
         )
     try:
         tokens, content, settings = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names[1:])
-        return tokenizer_from_files(content, settings), tokens, int(settings["model_max_length"])
-    except (ValueError, KeyError, TypeError) as error:
+        return tokenizer_from_files(content, settings, folder), tokens, int(settings["model_max_length"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None

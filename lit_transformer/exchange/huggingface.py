@@ -119,8 +119,8 @@ def import_huggingface(folder: str | Path, **options: Any) -> Translator:
         if is_opus(folder):
             tokenizer, config, weights = read_opus(folder, config, weights)
         else:
-            names = ("tokenizer.json", "tokenizer_config.json")
-            tokenizer = tokenizer_from_files(*(_read_json(folder, name) for name in names))
+            content, settings = (_read_json(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
+            tokenizer = tokenizer_from_files(content, settings, folder)
         network = from_marian(config, weights)
     except CheckpointError:
         raise
@@ -134,7 +134,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a complete Hugging Face model: it has no {name}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / name} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder / name} is damaged: it should hold an object")

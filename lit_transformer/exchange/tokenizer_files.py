@@ -9,6 +9,7 @@ and its ``decode(..., skip_special_tokens=True)`` passes over ``<unk>``, which o
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from lit_transformer.data.tokenizer import SubwordTokenizer
@@ -78,8 +79,13 @@ def _ends_with_eos() -> dict[str, Any]:
     }
 
 
-def tokenizer_from_files(content: dict[str, Any], settings: dict[str, Any]) -> SubwordTokenizer:
+def tokenizer_from_files(content: dict[str, Any], settings: dict[str, Any], folder: Path) -> SubwordTokenizer:
     """The tokenizer that ``tokenizer_files`` described, also after transformers has saved it again.
+
+    Args:
+        content: What ``tokenizer.json`` holds.
+        settings: What ``tokenizer_config.json`` holds.
+        folder: Where both lie; no code of it is run.
 
     Raises:
         InputError: If the files are not ours, or their vocabulary has changed since.
@@ -96,8 +102,8 @@ def tokenizer_from_files(content: dict[str, Any], settings: dict[str, Any]) -> S
         decoders = [one for one in content["decoder"]["decoders"] if not _is_silence(one, tags)]
         ours["decoder"] = {**content["decoder"], "decoders": decoders}
         state = {name: value for name, value in kept.items() if name != "fingerprint"}
-        tokenizer = SubwordTokenizer.from_state({**state, "tokenizers": {"tgt": json.dumps(ours)}})
-    except (KeyError, TypeError, IndexError) as error:
+        tokenizer = SubwordTokenizer.from_state({**state, "tokenizers": {"tgt": json.dumps(ours)}}, folder)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"tokenizer.json is not as lit-transformer wrote it: {error!r}") from None
     if tokenizer.fingerprint != kept.get("fingerprint"):
         raise InputError("the vocabulary in tokenizer.json has changed since lit-transformer wrote it")

@@ -64,8 +64,9 @@ class PreparedTransformer(TranslationNetwork):
     def is_current(self) -> bool:
         """Whether the network still has the weights that were copied, as far as torch can tell.
 
-        Steps of fused optimizers, writing through ``parameter.data``, and changes of inference tensors, modules and
-        settings such as ``eps`` leave no trace: prepare the network anew after those.
+        Steps of fused optimizers other than those of ``LitTransformer``, writing through ``parameter.data``, and
+        changes of inference tensors, modules and settings such as ``eps`` leave no trace: prepare the network anew
+        after those.
         """
         return self._versions == _versions(self.network)
 

@@ -86,7 +86,9 @@ def compile_obstacle(network: nn.Module, precision: Precision) -> str | None:
     if precision == "bf16":
         return "compiled steps are float32 or int8, not bf16"
     assert isinstance(network, Transformer)
-    layers = decoder_layers(network)
+    layers, projection = decoder_layers(network), network.projection
+    if (projection.in_features, projection.out_features) != (network.d_model, network.vocab_size):
+        return f"its output layer is not of d_model={network.d_model} by vocab_size={network.vocab_size}"
     for layer in layers:
         for attention in (layer.self_attention, layer.cross_attention):
             if "attend" in vars(attention) or type(attention).attend is not MultiHeadAttention.attend:

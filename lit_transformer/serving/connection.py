@@ -15,11 +15,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lit_transformer.serving.app import ServingApp
 
-_HEADER_SECONDS = 10.0  # in which the head of a request has to arrive
 _SENDING_SECONDS = 60  # in which a client has to read its answer
 _MAX_CONNECTIONS = 1000
 _GLANCE_SECONDS = 0.1  # between two looks whether the server shall stop while it loads the model
-_KEEP_ALIVE_SECONDS = 15
+_KEEP_ALIVE_SECONDS = 15  # in which the head of the first or the next request has to arrive
 _CLOSING_SECONDS = 10  # in which requests under way are finished when the server is stopped
 
 
@@ -65,8 +64,7 @@ class _Connection(H11Protocol):
 
     def _wait_for_head(self) -> None:
         if self._patience is None:
-            seconds = max(_HEADER_SECONDS, _KEEP_ALIVE_SECONDS)
-            self._patience = self.loop.call_later(seconds, self._lose_patience)
+            self._patience = self.loop.call_later(_KEEP_ALIVE_SECONDS, self._lose_patience)
 
     def _stop_waiting(self) -> None:
         if self._patience is not None:

@@ -93,8 +93,8 @@ class Incoming:
 
     async def disconnected(self) -> None:
         """Comes back when the client has closed the connection."""
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        while (message := await self._receive())["type"] != "http.disconnect":
+            self._is_read = self._is_read or not message.get("more_body", False)
 
 
 def _too_long(max_body: int) -> RequestError:

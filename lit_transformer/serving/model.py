@@ -12,9 +12,11 @@ from typing import Any
 
 from lit_transformer.attention_page import attention_grids
 from lit_transformer.attention_view import AttentionView
+from lit_transformer.bidi import pointing
 from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
+from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import Engine, load_translator
-from lit_transformer.interfaces import InputError, Translation
+from lit_transformer.interfaces import Translation
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
 from lit_transformer.serving.timed import TimedSearch, TimeUpError
@@ -181,7 +183,7 @@ class ServedModel:
             return json_reply({"results": [{**result, "attention": _attention(view)}]})
         tokens = accumulate(len(tgt_tokens) for _, tgt_tokens in [(view.maps, view.tgt_tokens), *view.others])
         num_others = sum(sum_of_tokens <= self.limits.max_candidates for sum_of_tokens in tokens) - 1
-        page = replace(view, others=view.others[: max(0, num_others)]).page(f"{job.texts[0]} → {view.target}")
+        page = replace(view, others=view.others[: max(0, num_others)]).page(pointing(job.texts[0], view.target))
         return Reply(200, "text/html; charset=utf-8", page.encode())
 
     def _set_search(self, jobs: Sequence[Job]) -> None:
@@ -223,7 +225,7 @@ def _guarded(look: Callable[[Job], Reply], job: Job) -> Reply:
         return look(job)
     except TimeUpError:
         return error_reply(_LATE)
-    except InputError as error:
+    except NoAttentionError as error:
         logger.info("no attention was shown: %s", error)  # names files of this machine
         return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this model cannot show its attention"))
     except Exception:  # the reason is for the log, not for the client

@@ -222,6 +222,8 @@ def test_a_run_that_is_stopped_keeps_its_best_checkpoint(tmp_path: Path, error: 
     [
         (None, "max"), ("step", "max"), ("val/bleu", "max"), ("val/chrf", "max"), ("val/loss", "min"),
         ("val/perplexity", "min"), ("val/ter", "min"), ("val/charerrorrate", "min"), ("val/meteor", "max"),
+        ("val/translationeditrate", "min"), ("val/extendededitdistance", "min"), ("val/wordinfolost", "min"),
+        ("val/wordinfopreserved", "max"), ("val/nll", "min"),
     ],
 )  # fmt: skip
 def test_what_is_better_follows_from_what_is_monitored(monitor: str | None, mode: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -88,6 +89,29 @@ def test_cuts_are_as_frequent_as_the_algorithm_says(tokenizer: SubwordTokenizer,
     for cut, chance in expected.items():
         deviation = (chance * (1 - chance) / count) ** 0.5
         assert got[cut] / count == pytest.approx(chance, abs=5 * deviation + 1e-4)
+
+
+def literally(ids: list[int], rules: dict, probability: float, draw: Callable[[], float]) -> tuple[int, ...]:
+    """Algorithm 1 as it is written: all possible merges are looked at before each one."""
+    while True:
+        possible = sorted((*rules[pair], place) for place, pair in enumerate(pairwise(ids)) if pair in rules)
+        kept = next((merge for merge in possible if draw() >= probability), None)
+        if kept is None:
+            return tuple(ids)
+        ids = [*ids[: kept[2]], kept[1], *ids[kept[2] + 2 :]]
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.6])
+def test_long_units_are_cut_as_the_algorithm_says(tokenizer: SubwordTokenizer, probability: float) -> None:
+    """Words of repeated parts, whose merges overlap; the same numbers are drawn for the same merges."""
+    dropout, source = BPEDropout(tokenizer, probability), random.Random(3)
+    for length in (2, 9, 60):
+        word = "".join(source.choice(["lowest", "newer", "l", "o", "west", "eee"]) for _ in range(length))
+        unit = tokenizer.units([word], "tgt")[0][1]
+        (spelled,) = [BPEDropout(tokenizer, 1.0).cut(unit, "tgt", source.random)]
+        expected = literally(list(spelled), tokenizer.merges("tgt"), probability, random.Random(length).random)
+        assert len(expected) < len(spelled)
+        assert dropout.cut(unit, "tgt", random.Random(length).random) == expected
 
 
 def test_the_variants_of_a_word_are_as_frequent_on_average(tokenizer: SubwordTokenizer) -> None:

@@ -236,6 +236,23 @@ def _changed_vocabulary(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", ["stranger.payload.Subwords", "payload.Subwords"])
+def test_code_beside_a_model_is_not_run(
+    tokenizer: SubwordTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tmp_path / "stranger"
+    export_huggingface(Translator(random_network(), tokenizer), folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings["lit_transformer"]["class_path"] = name
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "payload.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.chdir(tmp_path if name.startswith("stranger") else folder)
+    finished = lit("import", folder, tmp_path / "back")
+    assert finished.status == 1
+    assert "code that comes with a model is not run" in finished.err
+    assert not Path("ran").exists()
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -252,6 +269,8 @@ def _changed_vocabulary(folder: Path) -> None:
         (_edit("tokenizer_config.json", lit_transformer=None), "no 'lit_transformer' entry"),
         (_changed_vocabulary, "vocabulary in tokenizer.json has changed"),
         (_edit("tokenizer.json", normalizer=None), "not as lit-transformer wrote it"),
+        (_edit("tokenizer.json", decoder={"type": "Sequence", "decoders": ["x"]}), "not as lit-transformer wrote it"),
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "config.json is damaged"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "tokenizer.json is damaged"),
         (lambda folder: (folder / "config.json").unlink(), "it has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),

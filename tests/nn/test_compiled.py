@@ -179,6 +179,10 @@ def test_what_cannot_be_compiled_is_named():
     assert compile_obstacle(OwnParts(**SIZES).eval(), "float32") == own
     with pytest.raises(ValueError, match=f"the network cannot be compiled: {own}"):
         CompiledTransformer(OwnParts(**SIZES).eval())
+    wide = Transformer(**{**SIZES, "tie": "none"}).eval()
+    wide.projection = nn.Linear(wide.d_model, wide.vocab_size + 8, bias=False)  # padded, as some do for GPUs
+    words = f"its output layer is not of d_model={wide.d_model} by vocab_size={wide.vocab_size}"
+    assert compile_obstacle(wide, "float32") == words
     network.decoder.layers[1].feed_forward.activation = nn.Tanh()
     assert compile_obstacle(network, "int8") == "PositionwiseFeedForward is not as the package builds it"
     network.decoder.layers[1] = Transformer(**{**SIZES, "norm": "pre"}).decoder.layers[0]

@@ -174,6 +174,22 @@ def test_a_method_patched_on_one_object_leaves_the_network_plain(place):
     assert not can_pack(network)
 
 
+def test_somebodys_embedding_is_used():
+    """One of fewer features, and a matrix that makes them wide: it has no weight of its own."""
+    network, (src, tgt) = make(tie="none"), sentences()
+    for side in ("src_embedding", "tgt_embedding"):
+        setattr(network, side, nn.Sequential(nn.Embedding(network.vocab_size, 4), nn.Linear(4, network.d_model)))
+    network.double()
+    assert can_pack(network)
+    assert error(packed(network, src, tgt), plain(network, src, tgt)) < 1e-12
+
+
+def test_an_output_layer_of_another_kind_leaves_the_network_plain():
+    network = make(tie="none")
+    network.projection = nn.Sequential(network.projection)
+    assert not can_pack(network)
+
+
 def test_a_part_of_another_kind_leaves_the_network_plain():
     network = make()
     network.encoder.layers[0].feed_forward = nn.Sequential(nn.Linear(16, 16))

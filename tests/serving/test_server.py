@@ -210,6 +210,7 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
     [
         (["runs/not/there"], 1, "runs/not/there"),
         (["runs/not/there", "--host", "203.0.113.7"], 1, "cannot be listened on"),
+        (["runs/not/there", "--host", "a..b"], 1, "--host a..b is no address of this machine: not a host name"),
         (["pyproject.toml"], 1, "pyproject.toml is not a checkpoint file"),
         (["."], 1, "no readable checkpoint"),
         (["x", "--penalty_kind", "none"], 2, "'gnmt', 'power'"),
