@@ -133,7 +133,9 @@ def _best(kept: Path) -> Path:
 def _load(config: Any, path: Path) -> None:
     """Weights fit only the network that they were trained in, so scoring and predicting build that one."""
     spec = _stored_network(read_checkpoint(path), path)
-    import_class(spec["class_path"], TranslationNetwork, "network", folder_of_run(path))  # type: ignore[type-abstract]
+    named = config.model.init_args.get("network")
+    if not (named and named.class_path == spec["class_path"]):  # else the user has said that it may be imported
+        import_class(spec["class_path"], TranslationNetwork, "network", folder_of_run(path))  # type: ignore[type-abstract]
     _name_network(config, spec)
     config.ckpt_path = str(path)
 

@@ -170,6 +170,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         device=usable_device(options.device),
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
+        run=options.checkpoint,
     )
     limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
     info: dict[str, Any] = {

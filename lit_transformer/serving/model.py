@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from lit_transformer.attention_page import attention_grids
@@ -17,6 +18,7 @@ from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import Engine, load_translator
 from lit_transformer.interfaces import Translation
+from lit_transformer.model_files import weights_of
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
 from lit_transformer.serving.timed import TimedSearch, TimeUpError
@@ -36,6 +38,7 @@ class ModelSettings:
 
     Args:
         checkpoint: Path of a checkpoint, run folder or exported folder.
+        run: Where to look for another checkpoint if that one is gone, as when a training goes on; None is nowhere.
         beam_size: Hypotheses kept.
         length_penalty: The exponent alpha of the length penalty.
         penalty_kind: ``gnmt`` or ``power``, see :func:`~lit_transformer.decoding.length_penalty`.
@@ -55,6 +58,7 @@ class ModelSettings:
     device: str = "cpu"
     num_threads: int = 1
     engine: Engine = "torch"
+    run: str | None = None
 
 
 class ServedModel:
@@ -77,10 +81,16 @@ class ServedModel:
         Raises:
             InputError: If there is nothing there to translate with, or the engine is missing.
         """
+        checkpoint = settings.checkpoint
+        if settings.run is not None and not Path(checkpoint).exists():
+            checkpoint = str(weights_of(settings.run))
+            logger.warning(
+                "%s is gone: this worker serves %s, others may serve other weights", settings.checkpoint, checkpoint
+            )
         search_class = TimedSearch if settings.engine == "torch" else BeamSearch  # others cannot be interrupted
         search = search_class(settings.beam_size, settings.length_penalty, penalty_kind=settings.penalty_kind)
         translator = load_translator(
-            settings.checkpoint,
+            checkpoint,
             settings.engine,
             search=search,
             max_length=settings.max_length,

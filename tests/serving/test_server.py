@@ -20,6 +20,8 @@ from tiny_run import tiny_run as tiny_run
 
 from lit_transformer import Translator
 from lit_transformer.serving.commands import build_app, serve_parser
+from lit_transformer.serving.model import ModelSettings, ServedModel
+from lit_transformer.serving.requests import Limits
 
 
 def test_it_serves_the_page_and_translates(server: RunningServer, tiny_model: Path) -> None:
@@ -236,6 +238,15 @@ def test_all_workers_hold_the_checkpoint_that_was_the_newest_at_the_start(tiny_r
     assert [worker._settings.checkpoint for worker in app.batcher.workers] == [newest] * 2
     assert app.public_names == {"translate.example", "other"}
     assert app.hosts == {"localhost", "127.0.0.1", "[::1]", "translate.example", "other"}
+
+
+def test_a_worker_that_begins_again_takes_what_a_training_has_left(
+    tiny_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ModelSettings(str(tmp_path / "step=1.ckpt"), run=str(tiny_run))
+    model = ServedModel.load(settings, Limits())
+    assert model.translator("one cat") == ["eins Katze"]
+    assert "step=1.ckpt is gone: this worker serves" in caplog.text
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
