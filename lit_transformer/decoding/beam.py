@@ -86,9 +86,10 @@ class BeamSearch(Search):
             fairseq, Marian and Hugging Face.
 
     Raises:
-        ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``length_penalty`` not
-            between -10 and 10, ``max_extra_length`` negative, or ``penalty_kind`` unknown; in a search, if a row of
-            the source holds nothing but padding or the network gives no finite log probability.
+        InputError: If ``length_penalty`` does not lie between -10 and 10.
+        ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``max_extra_length`` negative, or
+            ``penalty_kind`` unknown; in a search, if a row of the source holds nothing but padding or the network gives
+            no finite log probability.
 
     Example:
         >>> from lit_transformer.nn import Transformer

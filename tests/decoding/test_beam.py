@@ -210,7 +210,7 @@ def test_hypotheses_are_well_formed(lengths, vocab_size, beam_size, data):
         ({"beam_size": 0}, "beam_size must be 1 or more, got 0"),
         ({"n_best": 0}, "n_best must lie between 1 and beam_size=4, got 0"),
         ({"beam_size": 2, "n_best": 3}, "n_best must lie between 1 and beam_size=2, got 3"),
-        ({"length_penalty": math.nan}, "length_penalty must be a finite number, got nan"),
+        ({"length_penalty": math.nan}, "length_penalty must lie between -10 and 10, got nan"),
     ],
 )
 def test_bad_arguments_are_errors(arguments, message):
