@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lit_transformer.command_options import CHECKPOINT_HELP, CommandParser, command_parser
 from lit_transformer.errors import InputError
+from lit_transformer.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def push(arguments: list[str]) -> None:
 def _scores(path: Path) -> dict[str, Any]:
     """What ``test`` left in a file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import re
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_transformer.interfaces import InputError
+from lit_transformer.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
 def _class_path(file: Path, default: str | None) -> Any:
     """The class that a file names."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
+        content = read_json(file)
+    except ValueError:
         content = None
     return content.get("class_path", default) if isinstance(content, dict) else default
 

@@ -17,6 +17,7 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.errors import InputError
 from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import TranslationNetwork
+from lit_transformer.json_files import read_json
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
 
@@ -134,10 +135,11 @@ def _from_checkpoint(path: Path) -> Model:
         for key, value in content["state_dict"].items()
         if key.startswith(prefix)
     }
+    folder = folder_of_run(path)
     with _naming(path):
         with UndrawnWeights():
-            network = build_network(spec, folder_of_run(path))
-        tokenizer = SubwordTokenizer.from_state(state, folder_of_run(path))
+            network = build_network(spec, folder)
+        tokenizer = SubwordTokenizer.from_state(state, folder)
         network.load_state_dict(weights)
     return network, tokenizer
 
@@ -151,7 +153,7 @@ def _from_folder(folder: Path) -> Model:
     if missing is not None:
         raise CheckpointError(f"{folder} is not a complete model folder: it has no {missing}; export it again")
     with _naming(folder):
-        spec = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        spec = read_json(folder / CONFIG_FILE)
         if not isinstance(spec, dict):
             raise ValueError(f"{CONFIG_FILE} should hold an object, got {type(spec).__name__}")
         with UndrawnWeights():
@@ -168,8 +170,8 @@ def _other_format(folder: Path) -> str | None:
     if (folder / "model.bin").is_file() and any(folder.glob("*vocabulary.*")):
         return "a model of CTranslate2, which only that engine reads: add --engine ctranslate2"
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(folder / CONFIG_FILE)
+    except (OSError, ValueError):
         return None
     if isinstance(config, dict) and "model_type" in config and "class_path" not in config:
         return f"a Hugging Face model of type {config['model_type']}: read it with lit-transformer import first"
@@ -192,8 +194,6 @@ def _naming(place: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise CheckpointError(f"{place} cannot be used: {error}") from None
-    except RecursionError:
-        raise CheckpointError(f"{place} is damaged: its JSON is nested too deeply") from None
     except RuntimeError as error:  # from load_state_dict: many lines, the last the most particular
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None

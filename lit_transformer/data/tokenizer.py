@@ -22,6 +22,7 @@ from lit_transformer.data.sentencepiece import CharacterRules, SentencePieceMode
 from lit_transformer.data.side import Merges, Side, Unit
 from lit_transformer.data.subwords import ModelName, check_recipe, learn
 from lit_transformer.interfaces import InputError, SentencePair
+from lit_transformer.json_files import read_json
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
@@ -361,7 +362,7 @@ class SubwordTokenizer:
             InputError: If there is no such file, or it is not JSON, not written by ``save``, or of another version.
         """
         try:
-            state = json.loads(Path(path).read_text(encoding="utf-8"))
+            state = read_json(path)
         except FileNotFoundError as error:
             raise InputError(f"no tokenizer at {path}: train one and save it there") from error
         except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
 from lit_transformer.interfaces import Hypothesis, InputError, Search
+from lit_transformer.json_files import read_json
 from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder, weights_of
 from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.translator import Translator
@@ -318,7 +318,7 @@ def _read_folder(folder: Path) -> tuple[SubwordTokenizer, list[str], int]:
             f"{folder} is not a folder that export --format ctranslate2 wrote: it has no {missing}; export it again"
         )
     try:
-        tokens, content, settings = (json.loads((folder / name).read_text(encoding="utf-8")) for name in names[1:])
+        tokens, content, settings = (read_json(folder / name) for name in names[1:])
         return tokenizer_from_files(content, settings, folder), tokens, int(settings["model_max_length"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from None

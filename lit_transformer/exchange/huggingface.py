@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lit_transformer.exchange.opus import is_opus, read_opus
 from lit_transformer.exchange.shared import write_json
 from lit_transformer.exchange.tokenizer_files import tokenizer_files, tokenizer_from_files
 from lit_transformer.interfaces import InputError, Search
+from lit_transformer.json_files import read_json
 from lit_transformer.nn import Transformer
 from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
@@ -131,10 +131,10 @@ def import_huggingface(folder: str | Path, **options: Any) -> Translator:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content = read_json(folder / name)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a complete Hugging Face model: it has no {name}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{folder / name} is damaged: {error}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{folder / name} is damaged: it should hold an object")

@@ -6,7 +6,6 @@ a copy of padding's vector, and a score so low that it takes no part in any prob
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lit_transformer.data.sentencepiece import SentencePieceModel, read_model
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.exchange.marian import OUTPUT_BIAS, TABLES
 from lit_transformer.interfaces import InputError
+from lit_transformer.json_files import read_json
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
 _FILES = ("source.spm", "target.spm", "vocab.json")
@@ -65,7 +65,7 @@ def read_opus(
 def _names(folder: Path, size: int) -> list[str]:
     """The tokens by their ids in the folder, with names for ids that no token uses."""
     try:
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        vocab = read_json(folder / "vocab.json")
         found = {int(number): str(token) for token, number in vocab.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{folder / 'vocab.json'} is damaged: {error}") from None

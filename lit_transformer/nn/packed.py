@@ -202,9 +202,9 @@ def can_pack(network: nn.Module) -> TypeGuard[Transformer]:
     """
     if not isinstance(network, Transformer) or torch.compiler.is_compiling():
         return False
-    weight = network.projection.weight if isinstance(network.projection, nn.Linear) else None
-    if weight is None:
+    if not isinstance(network.projection, nn.Linear):
         return False
+    weight = network.projection.weight
     dtype = _compute_dtype(weight)
     is_exact = dtype == weight.dtype and dtype in (torch.float32, torch.float64)
     is_half = dtype == torch.bfloat16 and weight.dtype == torch.float32 and has_fast_bfloat16()
