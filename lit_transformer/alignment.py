@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
+from lit_transformer.nn.evaluation import evaluating
 
 Link = tuple[int, int]
 _WINDOW = 1024  # pairs sorted by length together; bounds the memory of a stream
@@ -79,7 +80,7 @@ class AttentionAligner:
     penultimate layer, averaged over the heads, is the one that aligns.
 
     Args:
-        network: In evaluation mode, with a method ``cross_attention`` as ``Transformer`` has it.
+        network: With a method ``cross_attention`` as ``Transformer`` has it; its dropout rests meanwhile.
         tokenizer: The tokenizer that it was trained with.
         layer: Decoder layer, counted from 1; None for the penultimate, or the only one.
         max_length: Longer sentences are cut to this many tokens; what is cut off stays without links.
@@ -137,7 +138,9 @@ class AttentionAligner:
         """Attention ``(B, T, S)`` at the steps that write ``tgt`` after its BOS."""
         device = next(self.network.parameters()).device
         tensors = [padded(src).to(device), padded([row[:-1] for row in tgt]).to(device)]
-        return self._attention(*tensors, layer=self.layer - 1).float().mean(dim=1).cpu()  # type: ignore[no-any-return]
+        with evaluating(self.network):
+            found: Tensor = self._attention(*tensors, layer=self.layer - 1)
+        return found.float().mean(dim=1).cpu()
 
 
 def _cut(ids: list[int], words: list[int | None], max_length: int) -> tuple[list[int], list[int | None]]:

@@ -16,6 +16,7 @@ from lit_transformer.bidi import pointing
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.interfaces import Translation, TranslationNetwork
+from lit_transformer.nn.evaluation import evaluating
 from lit_transformer.vocabulary import PAD_ID
 
 _FRAME_HEIGHT = 780  # pixels of a notebook that the page takes; it scrolls inside
@@ -96,7 +97,7 @@ def attention_of(
     """Leads a network through one source and one or several targets, and keeps where its heads look.
 
     Args:
-        network: In evaluation mode, with a method ``attention_maps`` as ``Transformer`` has it.
+        network: With a method ``attention_maps`` as ``Transformer`` has it; its dropout rests meanwhile.
         tokenizer: The tokenizer that it was trained with.
         src: Source ids, closed by EOS.
         targets: Target ids from BOS to EOS, best first.
@@ -112,7 +113,8 @@ def attention_of(
         raise NoAttentionError(f"{type(network).__name__} has no attention_maps, so there is nothing to draw")
     device, width = next(network.parameters()).device, max(map(len, targets)) - 1
     read = torch.tensor([[*tgt[:-1], *[PAD_ID] * (width + 1 - len(tgt))] for tgt in targets], device=device)
-    maps = attention_maps(torch.tensor([list(src)] * len(targets), device=device), read)
+    with evaluating(network):
+        maps = attention_maps(torch.tensor([list(src)] * len(targets), device=device), read)
     views = [(_row(maps, row, len(tgt) - 1), tokenizer.pieces_tgt(tgt)) for row, tgt in enumerate(targets)]
     own, tgt_tokens = views[0]
     return AttentionView(own, tokenizer.pieces_src(src), tgt_tokens, texts[0], list(beams), source, views[1:])

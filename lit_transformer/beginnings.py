@@ -47,7 +47,7 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         InputError: If the configuration has no place for them.
     """
     given, init_from = config.get("ckpt_path"), config.get("init_from")
-    kept = Path(config.checkpoint.dirpath or root)
+    kept = _folder_of_checkpoints(config) or root
     if subcommand == "fit":
         if given is not None:  # then a run goes on, however it began
             _resume(config, _checkpoint(given, kept))
@@ -59,6 +59,16 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         return _score(config, given, path)
     _load(config, _checkpoint(given or "last", kept))
     return None
+
+
+def _folder_of_checkpoints(config: Any) -> Path | None:
+    """Where the run keeps its checkpoints, if not in its own folder: that of a listed callback, or of ours."""
+    listed = config.trainer.callbacks or []
+    for callback in listed if isinstance(listed, list) else [listed]:
+        arguments = callback.get("init_args") or {}
+        if arguments.get("dirpath") is not None:
+            return Path(arguments["dirpath"]).expanduser()
+    return Path(config.checkpoint.dirpath).expanduser() if config.checkpoint.dirpath else None
 
 
 def _begin(config: Any, init_from: str, root: Path) -> Beginning:

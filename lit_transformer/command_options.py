@@ -71,13 +71,16 @@ def add_penalty_options(parser: argparse.ArgumentParser) -> None:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where and how to compute, of all commands that translate."""
     parser.add_argument(
-        "--device", default=None, help="cpu, cuda, cuda:1, mps (default: cuda where there is one, else cpu)"
+        "--device",
+        default=None,
+        help="cpu, cuda, cuda:1, mps (default: cuda where there is one and it can be used, else cpu)",
     )
     parser.add_argument(
         "--precision",
         choices=("float32", "bf16", "int8"),
         default="float32",
-        help="of weights and arithmetic; the lower ones are faster and change a few words (default: float32)",
+        help="of weights and arithmetic; the lower ones are faster and change a few words; int8 is for CPUs, but for "
+        "ctranslate2 (default: float32)",
     )
     parser.add_argument(
         "--engine",
@@ -86,6 +89,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="ctranslate2 is faster on CPUs, takes its exported folders too, has no attention, and needs the extra "
         "(default: torch)",
     )
+
+
+def needs_cpu(options: argparse.Namespace) -> bool:
+    """Whether the weights are to have a precision that torch computes with on CPUs alone."""
+    return bool(options.precision == "int8" and options.engine == "torch")
 
 
 def usable_device(name: str | None) -> str:

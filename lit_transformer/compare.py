@@ -19,6 +19,8 @@ _EXPLANATION = """\
 {num_sentences:,} sentences. p: how often chance alone would make so large a difference from the first system, in either
 direction, if the two were equally good; * stands for less than 0.05."""
 
+_MAX_DRAWN = 50_000_000  # lines in all test sets together: sacrebleu holds 18 numbers of each at once
+
 
 class System(NamedTuple):
     """The output of one system.
@@ -50,7 +52,11 @@ def compare_parser() -> argparse.ArgumentParser:
     parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="at least two; the others against the first")
     parser.add_argument("--reference", metavar="FILE", help="what people wrote, one a line (*.scores.json tells it)")
     parser.add_argument("--tokenize", help="sacrebleu's name of BLEU's words (default: as in *.scores.json, or 13a)")
-    parser.add_argument("--lowercase", action="store_true", help="ignore case")
+    parser.add_argument(
+        "--lowercase",
+        action=argparse.BooleanOptionalAction,
+        help="ignore case, or respect it (default: as in *.scores.json, or respect it)",
+    )
     parser.add_argument("--num_resamples", type=positive, default=1000, help="test sets drawn (default: 1000)")
     return parser
 
@@ -71,6 +77,11 @@ def run(arguments: list[str]) -> None:
                 f"{system.name} has {len(system.lines)} lines, but there are {len(references)} references; each line "
                 "must be the translation of the same sentence"
             )
+    if len(references) * options.num_resamples > _MAX_DRAWN:
+        raise InputError(
+            f"--num_resamples {options.num_resamples} of {len(references)} lines would take many gigabytes of memory; "
+            f"give at most {max(1, _MAX_DRAWN // len(references))}, or fewer lines"
+        )
     lines = {system.name: system.lines for system in systems}
     if len(lines) < len(systems):
         raise InputError("a system is given twice; compare different files")
@@ -138,8 +149,10 @@ def _settings(systems: list[System], options: argparse.Namespace) -> tuple[str, 
     """How BLEU splits words and whether it ignores case: as the options say, or else as the files of scores do."""
     stored = [system.settings for system in systems if system.settings]
     tokens = options.tokenize or _agreed("tok", {tokens for tokens, _ in stored} or {"13a"}, "--tokenize")
-    is_lower = options.lowercase or _agreed("case", {case for _, case in stored} or {"mixed"}, "--lowercase") == "lc"
-    return tokens, is_lower
+    if options.lowercase is not None:
+        return tokens, options.lowercase
+    case = _agreed("case", {case for _, case in stored} or {"mixed"}, "--lowercase or --no-lowercase")
+    return tokens, case == "lc"
 
 
 def _agreed(key: str, values: set[str], option: str) -> str:

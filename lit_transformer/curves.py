@@ -216,6 +216,8 @@ def run(arguments: list[str]) -> None:
     options = curves_parser().parse_args(arguments[1:])
     first = Path(options.runs[0])
     output = Path(options.output or (first.parent if first.is_file() else first) / "curves.png")
+    if not output.suffix:
+        output = output.with_name(f"{output.name}.png")  # as matplotlib would call it
     runs = {str(run): read_curves(run) for run in options.runs}
     try:
         figure = plot_curves(runs)

@@ -7,6 +7,8 @@ class InputError(ValueError):
     The command line prints the message alone; a program can catch it like any ``ValueError``.
     """
 
+    is_everywhere = False  # whether all processes of a training raise one at this same step
+
 
 class NoAttentionError(InputError):
     """A model that translates and cannot show where its heads look."""

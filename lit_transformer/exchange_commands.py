@@ -48,7 +48,8 @@ def import_parser() -> CommandParser:
         "import",
         "Reads a Hugging Face Marian or Pegasus folder and writes one that the other commands take as a checkpoint.",
         "The tokenizer must be one that export --format huggingface wrote, or two sentencepiece unigram models with\n"
-        "one vocabulary, as OPUS-MT has them; the weights may have been trained on.\n\n"
+        "one vocabulary, as OPUS-MT has them; the weights may have been trained on. What was imported from sentencepiece\n"
+        "can be exported as safetensors only.\n\n"
         "examples:\n"
         "  lit-transformer import opus-mt-en-de imported\n"
         "  lit-transformer translate imported 'I love cats'\n"

@@ -81,12 +81,19 @@ def write_model(network: TranslationNetwork, tokenizer: SubwordTokenizer, folder
 def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """The path, or where the Hub's model of this name has been fetched to if there is nothing of that name here.
 
+    The Hub is not asked for ``owner/name`` where there is a folder ``owner``.
+
     Raises:
         CheckpointError: If it is no name of the Hub either, or cannot be fetched.
     """
     name, path = str(path), Path(path)
-    if path.exists() or path.parent.exists() or path.suffix == ".ckpt" or not HUB_NAME.fullmatch(name):
+    if path.exists() or path.suffix == ".ckpt" or not HUB_NAME.fullmatch(name):
         return path
+    if path.parent.exists():  # a mistyped run is not to be asked for on the network
+        raise CheckpointError(
+            f"{name} does not exist, and is not looked for on the Hub, since there is a folder {path.parent} here; "
+            "give a .ckpt file, the folder of a run or an exported folder"
+        )
     return fetch_from_hub(name, revision)
 
 

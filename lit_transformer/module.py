@@ -243,7 +243,7 @@ class LitTransformer(L.LightningModule):
             self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
 
     def on_fit_start(self) -> None:
-        """Refuses to train with a tokenizer of another size than the network, where both say theirs.
+        """Refuses to train with a tokenizer of another size or other sides than the network, where both say theirs.
 
         Warns where checkpoints will not say how to build the network, so that nothing but this program can use them.
 
@@ -264,6 +264,12 @@ class LitTransformer(L.LightningModule):
                 raise InputError(
                     f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree"
                 )
+        is_tied = getattr(self.network, "tie", None) == "all"
+        if is_tied and not getattr(tokenizer, "is_shared", True):
+            raise InputError(
+                "the network has tie=all, one embedding for both sides, but source and target have vocabularies of "
+                "their own: set model.network.tie to output or none, or leave data.src_vocab_size out"
+            )
 
     def on_train_start(self) -> None:
         """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""

@@ -63,7 +63,7 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
     "checkpoint": "Lightning's ModelCheckpoint, which writes checkpoints; the last step always gets one",
     "trainer": "Lightning's Trainer, which decides how long and on what hardware",
 }
-CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last for that of the run"
+CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last or best for that of the run"
 MODEL_HELP = f"{CKPT_PATH_HELP}; also an exported or imported folder, or a model of the Hub"
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 

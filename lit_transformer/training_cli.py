@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import signal
 import sys
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.data import TranslationDataModule
+from lit_transformer.decoding import BeamSearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
     CALLBACKS,
@@ -127,7 +130,7 @@ class TranslationCLI(LightningCLI):
         network = "model.init_args.network.init_args"
         parser.link_arguments("data.init_args.vocab_size", f"{network}.vocab_size")
         parser.link_arguments("data.init_args.src_vocab_size", f"{network}.src_vocab_size")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed_of_data)
 
     @property
     def _root(self) -> Path:
@@ -159,7 +162,7 @@ class TranslationCLI(LightningCLI):
                 if isinstance(callback, CheckpointAveraging):
                     callback.num_checkpoints = 1  # of one model; fit averages nothing
         if self.subcommand == "predict" and isinstance(self.model, LitTransformer) and not self.model.has_own_search:
-            self.model.search = self._scored_search()
+            self.model.search = self._widened(self._scored_search())
         self._check_lengths()
 
     def _scored_search(self) -> Search:
@@ -168,6 +171,20 @@ class TranslationCLI(LightningCLI):
         listed = next((callback for callback in own if isinstance(callback, BLEUEvaluation)), None)
         evaluation: BLEUEvaluation = listed or self._get(self.config_init, "bleu")
         return evaluation.search
+
+    def _widened(self, search: Search) -> Search:
+        """The search, returning as many translations as ``predict`` writes."""
+        listed = self.trainer.callbacks  # type: ignore[attr-defined]
+        wanted = max((one.n_best for one in listed if isinstance(one, TranslationWriter)), default=1)
+        if not isinstance(search, BeamSearch) or search.n_best >= wanted:
+            return search
+        if wanted > search.beam_size:
+            raise InputError(
+                f"--writer.n_best {wanted} needs --bleu.beam_size {wanted} or more, got {search.beam_size}"
+            )
+        widened = copy(search)
+        widened.n_best = wanted
+        return widened
 
     def _check_lengths(self) -> None:
         """Refuses a network that cannot represent the longest sentence of the data."""
@@ -242,7 +259,7 @@ class TranslationCLI(LightningCLI):
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_stream((stored or {}).get("stream", {}))
         self._make_room(config)
-        if self._beginning is not None and self.trainer.is_global_zero:
+        if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._root.mkdir(parents=True, exist_ok=True)
             self._beginning.tokenizer.save(self._root / "tokenizer.json")
 
@@ -369,6 +386,14 @@ class TranslationCLI(LightningCLI):
         averaging = self._get(self.config, "averaging")
         there = len(by_step(checkpoints_in(self._checkpoints)))
         return f" --averaging.num_checkpoints {there}" if 0 < there < averaging.num_checkpoints else ""
+
+
+def _seed_of_data(seed: bool | int) -> int:
+    """The seed of the text: that of everything else; Lightning takes the environment's, or 0, where none is given."""
+    if isinstance(seed, bool):
+        given = os.environ.get("PL_GLOBAL_SEED", "")
+        return int(given) if given.isdecimal() else 0
+    return seed
 
 
 def _rivals(kind: type[Callback]) -> type[Callback]:

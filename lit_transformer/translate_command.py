@@ -20,6 +20,7 @@ from lit_transformer.command_options import (
     add_penalty_options,
     command_parser,
     given_lines,
+    needs_cpu,
     positive,
     usable_device,
     writing,
@@ -133,7 +134,7 @@ def _load(options: argparse.Namespace) -> Translator:
         num_workers=options.num_workers,
         **({"compile": True} if options.compile else {}),
     )
-    return translator.to(usable_device(options.device or ("cpu" if options.compile else None)))
+    return translator.to(usable_device(options.device or ("cpu" if options.compile or needs_cpu(options) else None)))
 
 
 def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:
@@ -162,7 +163,15 @@ def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable
         raise InputError(
             f"--src_tag {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}"
         )
-    return (f"{tag} {line}" if line.strip() else line for line in lines)
+    return _with_tag(lines, tag, known)
+
+
+def _with_tag(lines: Iterable[str], tag: str, known: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        own = next((one for one in known if line.lstrip().startswith(one)), None)
+        if own not in (None, tag):
+            raise InputError(f"line {number} begins with {own}, but --src_tag is {tag}; take one of them away")
+        yield line if own or not line.strip() else f"{tag} {line}"
 
 
 def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str]:

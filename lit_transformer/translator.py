@@ -23,6 +23,7 @@ from lit_transformer.interfaces import Hypothesis, InputError, Search, Translati
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import read_model, write_model
 from lit_transformer.nn.compiled import CompiledTransformer
+from lit_transformer.nn.evaluation import evaluating
 from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.obstacles import compile_obstacle, obstacle
 from lit_transformer.nn.products import Precision, check_precision
@@ -31,6 +32,7 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID
 logger = logging.getLogger(__name__)
 
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
+_MAX_SCORES = 2**26  # of all words after all hypotheses of a batch: 256 MiB in float32
 _MANY = 256  # lines from which on starting worker processes pays
 
 
@@ -90,7 +92,8 @@ class Translator:
         """Loads a checkpoint, the newest checkpoint of a run folder, a folder written by ``save``, or one of the Hub.
 
         Args:
-            path: A ``.ckpt`` file or a folder; if there is none of this name, ``owner/name`` on the Hub.
+            path: A ``.ckpt`` file or a folder; if there is none of this name and no folder ``owner``, ``owner/name`` on
+                the Hub.
             revision: Branch, tag or commit on the Hub; None is the main branch.
             options: Arguments of the constructor: ``search``, ``max_tokens``, ``max_length``, ``precision``,
                 ``num_workers``, ``compile``.
@@ -212,7 +215,8 @@ class Translator:
         """Queues some lines, batched by like length; ``start`` is the number of lines before them."""
         filled = [index for index, text in enumerate(texts) if not self.tokenizer.is_blank(text)]
         ids = dict(zip(filled, self._encode([texts[index] for index in filled], filled, start), strict=True))
-        batches = batches_by_length({index: len(row) for index, row in ids.items()}, self.max_tokens)
+        lengths = {index: len(row) for index, row in ids.items()}
+        batches = batches_by_length(lengths, self.max_tokens, self._max_rows)
         jobs = [(indices, run(padded([ids[index] for index in indices]))) for indices in batches]
 
         def results() -> Iterator[list[Translation]]:
@@ -233,6 +237,11 @@ class Translator:
         return rows
 
     @property
+    def _max_rows(self) -> int:
+        """How many sentences are searched together: short ones by the hundred would take gigabytes of scores."""
+        return max(1, _MAX_SCORES // (self.tokenizer.num_tokens * getattr(self.search, "beam_size", 1)))
+
+    @property
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
@@ -247,14 +256,8 @@ class Translator:
     def _search(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:
         """The search, here or in a worker; a network that is not prepared for bfloat16 computes in it all the same."""
         is_bf16 = self.precision == "bf16" and network is self.network
-        training = [module for module in network.modules() if module.training]  # perhaps somebody trains it meanwhile
-        network.eval()
-        try:
-            with torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
-                return self.search(network, src)
-        finally:
-            for module in training:
-                module.training = True
+        with evaluating(network), torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
+            return self.search(network, src)
 
     def _fastest(self) -> TranslationNetwork:
         """The network prepared or compiled for searches, or itself where it can be neither."""

@@ -603,3 +603,58 @@ def test_checkpoints_may_be_kept_elsewhere(project: Path) -> None:
     (project / "disk" / "weights" / "notes.txt").touch()
     succeed("fit", *options, "--trainer.max_steps", "4", "--overwrite", "true")
     assert sorted(path.name for path in (project / "disk" / "weights").iterdir()) == ["notes.txt", NEXT_TO_LAST]
+
+
+def test_checkpoints_of_a_listed_callback_are_found(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(project / "home"))
+    content = read_config(project / "tiny.yaml")
+    own = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": "~/own"}}
+    (project / "listed.yaml").write_text(
+        yaml.safe_dump(content | {"trainer": content["trainer"] | {"callbacks": [own]}})
+    )
+    (project / "ours.yaml").write_text(yaml.safe_dump(content | {"checkpoint": {"dirpath": "~/ours"}}))
+    for name in ("listed", "ours"):
+        root = ("--trainer.default_root_dir", name)
+        succeed("fit", "--config", f"{name}.yaml", *root)
+        tested = succeed("test", "--config", f"{name}/config.yaml", "--averaging.num_checkpoints", "1")
+        assert f"home/{name.replace('listed', 'own')}/" in tested.err
+
+
+@pytest.mark.parametrize(("given", "seed"), [("true", 7), ("false", 7), ("5", 5)])
+def test_the_text_has_the_seed_of_everything_else(
+    project: Path, monkeypatch: pytest.MonkeyPatch, given: str, seed: int
+) -> None:
+    """Lightning takes true for a seed of its own choice, and false for none."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    succeed("fit", "--config", "tiny.yaml", "--seed_everything", given, "--trainer.max_steps", "2")
+    stored = load(next((project / "run" / "checkpoints").iterdir()))
+    assert stored["TranslationDataModule"]["stream"]["seed"] == seed
+    succeed("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4")
+
+
+def test_predict_writes_as_many_translations_as_are_asked_for(project: Path) -> None:
+    content = read_config(project / "tiny.yaml")
+    del content["model"]["search"]
+    content["bleu"] |= {"beam_size": 3, "length_penalty": 2.0, "penalty_kind": "power"}
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    succeed("fit", "--config", "own.yaml")
+    succeed("test", "--config", "run/config.yaml")
+    succeed("predict", "--config", "run/config.yaml", "--writer.n_best", "2")
+    rows = [line.split("\t") for line in (project / "run" / "predictions.txt").read_text().split("\n")[:-1]]
+    best = {number: text for number, text in reversed(rows)}
+    assert list(best.values())[::-1] == (project / "run" / "test.hyp.txt").read_text().split("\n")[:-1]
+    assert len(rows) > len(best)
+    refused = lit("predict", "--config", "run/config.yaml", "--writer.n_best", "4")
+    assert "--writer.n_best 4 needs --bleu.beam_size 4 or more, got 3" in refused.err
+
+
+def test_two_vocabularies_of_one_size_are_not_tied(project: Path) -> None:
+    for part in ("train", "val"):
+        path = project / f"{part}.de"
+        path.write_text(path.read_text().upper())
+    size = read_config(project / "tiny.yaml")["data"]["vocab_size"]
+    refused = lit("fit", "--config", "tiny.yaml", "--data.src_vocab_size", str(size))
+    assert refused.status == 1
+    assert (
+        "the network has tie=all, one embedding for both sides, but source and target have vocabularies" in refused.err
+    )

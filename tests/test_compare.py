@@ -132,6 +132,22 @@ def test_what_is_wrong_is_said_in_one_sentence(folder: Path, arguments: str, wor
     assert finished.out == ""
 
 
+def test_case_is_chosen_where_the_files_of_scores_disagree(folder: Path) -> None:
+    write_run("mixed", BETTER, "nrefs:1|case:mixed|eff:no|tok:char|version:2")
+    files = ("runs/first/test.scores.json", "runs/mixed/test.scores.json")
+    for option, case in (("--lowercase", "lc"), ("--no-lowercase", "mixed")):
+        finished = lit("compare", *files, option, "--num_resamples", "20")
+        assert finished.status == 0, finished.err
+        assert f"case:{case}|" in finished.out
+
+
+def test_a_comparison_that_would_take_all_memory_is_refused(folder: Path) -> None:
+    finished = lit("compare", "first.txt", "better.txt", "--reference", "test.en", "--num_resamples", "9000000")
+    assert finished.status == 1
+    assert "--num_resamples 9000000 of 9 lines would take many gigabytes" in finished.err
+    assert "give at most 5555555" in finished.err
+
+
 def test_one_system_is_no_comparison(folder: Path) -> None:
     finished = lit("compare", "first.txt", "--reference", "test.en")
     assert finished.status == 2

@@ -151,6 +151,12 @@ def test_an_unknown_kind_of_picture_is_one_sentence(run: Path, tmp_path: Path) -
     assert finished.err.count("\n") == 1
 
 
+def test_a_name_without_ending_is_that_of_a_png(run: Path, tmp_path: Path) -> None:
+    finished = lit("curves", run, "--output", tmp_path / "both")
+    assert finished.out.strip() == str(tmp_path / "both.png")
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(InputError, match="nothing to draw: a"):
         plot_curves({"a": {"lr-Adam": {1: 0.1}}})

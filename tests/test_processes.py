@@ -166,9 +166,9 @@ def test_a_resumed_run_repeats_itself(tmp_path: Path, strategy: list[object]) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [DDP, FSDP], ids=["ddp", "fsdp"])
-@pytest.mark.parametrize("everyone", [False, True], ids=["parent", "all"])
-def test_asked_to_end_they_write_a_checkpoint_first(tmp_path: Path, strategy: list[object], everyone: bool) -> None:
-    """A scheduler asks the process that it started, or all of its group."""
+@pytest.mark.parametrize("asked", ["parent", "all", "keyboard"])
+def test_asked_to_end_they_write_a_checkpoint_first(tmp_path: Path, strategy: list[object], asked: str) -> None:
+    """A scheduler asks the process that it started, or all of its group; the keyboard interrupts the group."""
     whole, broken = project(tmp_path / "whole"), project(tmp_path / "broken")
     options = [*strategy, "--trainer.max_steps", 60, "--checkpoint.every_n_train_steps", 5]
     fit(whole, *options)
@@ -182,11 +182,12 @@ def test_asked_to_end_they_write_a_checkpoint_first(tmp_path: Path, strategy: li
         assert running.poll() is None, output.read_text()[-3000:]
         assert time.monotonic() < deadline, output.read_text()[-3000:]
         time.sleep(0.01)
-    if everyone:
-        os.killpg(running.pid, signal.SIGTERM)
-    else:
+    if asked == "parent":
         running.send_signal(signal.SIGTERM)
-    assert running.wait(timeout=120) == 128 + signal.SIGTERM, output.read_text()[-3000:]
+    else:
+        os.killpg(running.pid, signal.SIGTERM if asked == "all" else signal.SIGINT)
+    status = 128 + (signal.SIGINT if asked == "keyboard" else signal.SIGTERM)
+    assert running.wait(timeout=120) == status, output.read_text()[-3000:]
     assert "--ckpt_path last" in output.read_text()
     assert "Traceback" not in output.read_text()
     steps = [int(path.stem.removeprefix("step=")) for path in broken.glob("run/checkpoints/*.ckpt")]

@@ -100,3 +100,13 @@ def test_the_run_is_scored_and_resumed_with_its_own_configuration(run: Path) -> 
         finished = lit(command[0], "--config", run / "config.yaml", *command[1:])
         assert finished.status == 0, finished.err
         assert "src_tag" not in finished.err
+
+
+def test_a_tag_that_a_line_has_already_is_not_doubled(run: Path) -> None:
+    expected = lit("translate", run, "--src_tag", "<back>", "a b c", "d")
+    found = lit("translate", run, "--src_tag", "<back>", "<back> a b c", "d")
+    assert found.status == 0, found.err
+    assert found.out == expected.out
+    other = lit("translate", run, "--src_tag", "<back>", "a", "<copy> b")
+    assert other.status == 1
+    assert "line 2 begins with <copy>, but --src_tag is <back>; take one of them away" in other.err

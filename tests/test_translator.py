@@ -303,7 +303,11 @@ def test_a_tokenizer_that_does_not_fit() -> None:
         Translator(network, both)
 
 
-def test_no_such_place(tmp_path: Path) -> None:
+def test_no_such_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(CheckpointError, match=r"runs/gone does not exist, and is not looked for on the Hub, since"):
+        Translator.from_pretrained("runs/gone")
     with pytest.raises(CheckpointError, match=r"checkpoint .*gone does not exist; give a .ckpt file, the folder"):
         Translator.from_pretrained(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=r"no readable checkpoint \(\*.ckpt\) in"):
@@ -677,6 +681,40 @@ def test_dropout_rests_while_a_network_translates_that_cannot_be_prepared(tiny_r
     translator.network.train()
     assert translator(LINES) == expected
     assert translator.network.training
+
+
+def test_dropout_rests_while_somebody_looks_inside_a_network_in_training(tiny_run: Path) -> None:
+    translator = Translator.from_pretrained(tiny_run, num_workers=1)
+    pair = (LINES[0], translator(LINES[:1])[0])
+    maps, links = translator.attention(*pair).maps, list(translator.align([pair]))
+    translator.network.train()
+    for module in translator.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    again = translator.attention(*pair).maps
+    assert all(torch.equal(one, other) for one, other in zip(maps.cross, again.cross, strict=True))
+    assert list(translator.align([pair])) == links
+    assert all(module.training for module in translator.network.modules())
+
+
+def test_short_lines_are_searched_by_the_hundred_not_by_the_thousand(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All scores of a step stand in memory at once: sentences x beam x vocabulary."""
+    translator = Translator.from_pretrained(tiny_run, num_workers=1)
+    sizes: list[int] = []
+    search = translator.search
+
+    def counted(network: Any, src: torch.Tensor) -> Any:
+        sizes.append(len(src))
+        return search(network, src)
+
+    counted.beam_size = 4  # type: ignore[attr-defined]
+    translator.search = counted
+    expected = Translator.from_pretrained(tiny_run, num_workers=1)(["a"] * 50)
+    monkeypatch.setattr("lit_transformer.translator._MAX_SCORES", 4 * translator.tokenizer.num_tokens * 20)
+    assert translator(["a"] * 50) == expected
+    assert sizes == [20, 20, 10]
 
 
 # Workers in all circumstances

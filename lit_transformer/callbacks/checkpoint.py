@@ -12,6 +12,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 _LESS_IS_BETTER = r"loss|perplexity|error|distance|edit_?rate|info_?lost|(\b|_)(ter|wer|cer|nll|ppl)$"
@@ -42,6 +43,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     _is_of_validation = False  # whether validation logs what is monitored
     _scored_step = -1  # when it did so last
+    _interim: list[str] = []  # noqa: RUF012 - never changed in place; those written when the run was stopped
 
     def __init__(
         self,
@@ -86,14 +88,22 @@ class StepCheckpoint(ModelCheckpoint):
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Writes a checkpoint before the training ends in an error or a signal; it replaces none that is there."""
+        """Writes a checkpoint before the training ends in an error or a signal; it replaces none that is there.
+
+        It stays until the resumed run has written its next one, so that the checkpoints are those of a run that was
+        never stopped. Of several processes one may have failed alone, while the others wait for it somewhere else; a
+        checkpoint needs all of them, so that there is one only if all have stopped at the same step.
+        """
         if not self._should_save_on_exception(trainer):
+            return
+        if trainer.world_size > 1 and not _is_everywhere(exception):
             return
         metrics = self._monitor_candidates(trainer)
         path = self.format_checkpoint_name(metrics)
         if self._fs.exists(path):  # asked in this process alone: perhaps the others have not failed
             path = self._free_name(trainer, metrics, self._fs.exists)
-        self._save_checkpoint(trainer, path)
+        self._interim = [*self._interim, path]  # noted in the checkpoint itself too
+        super()._save_checkpoint(trainer, path)
         self._save_last_checkpoint(trainer, metrics)
         rank_zero_info(f"stopped by {type(exception).__name__}; a checkpoint was written first: {path}")
 
@@ -107,12 +117,23 @@ class StepCheckpoint(ModelCheckpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Also whether the score comes from validation, which a resumed run cannot know before its first one."""
-        return {**super().state_dict(), "is_of_validation": self._is_of_validation}
+        return {**super().state_dict(), "is_of_validation": self._is_of_validation, "interim": self._interim}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the best checkpoints so far."""
+        """Goes on with the best checkpoints so far, also if their folder has been moved."""
+        state_dict = _moved(state_dict, self.dirpath)
         super().load_state_dict(state_dict)
         self._is_of_validation = state_dict.get("is_of_validation", False)
+        is_same = state_dict.get("dirpath") == self.dirpath
+        self._interim = list(state_dict.get("interim", [])) if is_same else []
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        """Writes a checkpoint of the rhythm; those that were written when the run was stopped have done their work."""
+        old, self._interim = self._interim, []
+        super()._save_checkpoint(trainer, filepath)
+        for path in old:
+            if path != filepath:
+                self._remove_checkpoint(trainer, path)
 
     def _is_stale(self, trainer: L.Trainer) -> bool:
         """Whether the last score belongs to the weights of another step."""
@@ -164,3 +185,26 @@ class StepCheckpoint(ModelCheckpoint):
             path = self.format_checkpoint_name(metrics, name, version)
             version += 1
         return path
+
+
+def _is_everywhere(exception: BaseException) -> bool:
+    """Whether all processes stop with it at the same step."""
+    return isinstance(exception, SIGTERMException) or getattr(exception, "is_everywhere", False)
+
+
+def _moved(state: dict[str, Any], dirpath: str | Path | None) -> dict[str, Any]:
+    """The state of a callback with the paths of where its folder is now, if its checkpoints lie there."""
+    old = state.get("dirpath")
+    if old is None or dirpath is None or str(old) == str(dirpath):
+        return state
+
+    def here(path: str) -> str:
+        return str(Path(dirpath) / Path(path).name) if path else path
+
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    paths = {name: here(state.get(name, "")) for name in names}
+    ranked = {here(path): score for path, score in state.get("best_k_models", {}).items()}
+    if not ranked or not all(Path(path).exists() for path in ranked):
+        return state  # another run's folder: it begins with checkpoints of its own
+    interim = [here(path) for path in state.get("interim", [])]
+    return {**state, **paths, "best_k_models": ranked, "interim": interim, "dirpath": dirpath}

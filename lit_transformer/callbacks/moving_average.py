@@ -19,7 +19,8 @@ class MovingAverage(EMAWeightAveraging):
     run goes on exactly where it was. So does one that ended with an epoch or after a time, and one that was interrupted
     in a validation; with Lightning's ``EMAWeightAveraging`` alone these two lose or exchange them. All callbacks
     see the average from the first batch of a validation to its ``on_validation_epoch_end``. After training the module
-    has the average.
+    has the average. Before the first step of ``update_starting_at_step`` all that is said of the average is true of the
+    weights in training.
 
     Source: Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", with the exponential
     weights of Tarvainen and Valpola 2017, "Mean teachers are better role models", https://arxiv.org/abs/1703.01780.
@@ -67,6 +68,8 @@ class MovingAverage(EMAWeightAveraging):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Stores the average as the weights, and those in training beside it, whichever the module has now."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._average_model is not None and not self._average_model.n_averaged:
+            checkpoint["state_dict"] = checkpoint["current_model_state"]
         if self._is_swapped:
             average, training = checkpoint["current_model_state"], checkpoint["state_dict"]
             checkpoint["state_dict"], checkpoint["current_model_state"] = average, training
@@ -79,6 +82,8 @@ class MovingAverage(EMAWeightAveraging):
     def _swap(self, trainer: L.Trainer, pl_module: L.LightningModule, to_average: bool) -> None:
         """Exchanges the two, unless the module has the right one; after training it keeps the average."""
         if self._average_model is None or trainer.state.fn != TrainerFn.FITTING or self._is_swapped == to_average:
+            return
+        if not self._average_model.n_averaged:  # with update_starting_at_step there is no average yet
             return
         self._swap_models(pl_module)
         self._is_swapped = to_average

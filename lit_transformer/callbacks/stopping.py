@@ -8,21 +8,26 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)  # Ctrl-C is heeded before a scheduler's, as the larger number
+
 
 class StopTogether(Callback):
-    """Ends a training on several processes between two batches, the same two everywhere, when SIGTERM comes.
+    """Ends a training on several processes between two batches, the same two everywhere, when SIGTERM or Ctrl-C comes.
 
-    A scheduler sends the signal to one process or to all of them, at any moment. Lightning's own handler then talks to
-    the other processes at once, in the middle of whatever they are exchanging, so that a run hangs or some processes
-    fail where others stop. This callback notes the signal only. Before each batch the processes tell each other
-    whether one of them has been asked; if so, all of them raise, and a ``ModelCheckpoint`` with ``save_on_exception``
-    writes the checkpoint. Validations are finished first. With a single process it does nothing.
+    A scheduler sends the signal to one process or to all of them, at any moment; the keyboard's interrupt reaches those
+    of one machine. Lightning's own handler then talks to the other processes at once, in the middle of whatever they
+    are exchanging, so that a run hangs or some processes fail where others stop. This callback notes the signal only.
+    Before each batch the processes tell each other whether one of them has been asked; if so, all of them raise, and a
+    ``StepCheckpoint`` with ``save_on_exception`` writes the checkpoint. Validations are finished first; a second Ctrl-C
+    ends its process at once. With a single process it does nothing.
 
     Raises:
         SIGTERMException: Before the next batch, on all processes.
+        KeyboardInterrupt: The same, after Ctrl-C.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -30,20 +35,39 @@ class StopTogether(Callback):
     """
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self._asked = 0  # what of _NUMBERS has come, counted from 1
+        self._before: Any = None  # what Ctrl-C did
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Takes the signal over; Lightning puts the handler of before the training back at its end."""
-        self._is_asked = False
+        """Takes the signals over; Lightning puts its handler of SIGTERM back at the end of the training."""
+        self._asked = 0
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
+            self._before = signal.signal(signal.SIGINT, self._note)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Asks all processes."""
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._is_asked, all=False):
-            raise SIGTERMException
+        if trainer.world_size == 1:
+            return
+        strategy = trainer.strategy
+        asked = torch.tensor(self._asked, device=strategy.root_device)
+        largest = int(strategy.reduce(asked, reduce_op="max"))
+        if largest == 0:
+            return
+        stop = SIGTERMException() if _NUMBERS[largest - 1] == signal.SIGTERM else KeyboardInterrupt()
+        stop.is_everywhere = True  # type: ignore[union-attr]
+        raise stop
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Gives Ctrl-C back."""
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._is_asked = True
+        asked = _NUMBERS.index(signal.Signals(number)) + 1
+        if number == signal.SIGINT and self._asked == asked:
+            raise KeyboardInterrupt
+        self._asked = max(asked, self._asked)

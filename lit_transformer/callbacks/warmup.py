@@ -103,6 +103,11 @@ class InverseSqrtWarmup(Callback):
         If the optimizer was made with another rate than the one of the checkpoint, the peaks change in proportion.
         """
         configured = [float(optimizer.defaults.get("lr", 0.0)) for optimizer in trainer.optimizers]
+        if self.peak is not None and any(abs(rate - self.peak) > 1e-3 * self.peak for rate in configured):
+            rank_zero_info(
+                f"the peak of the learning rate is {self.peak:.3g}, by d_model={self.d_model} of the warm-up; the "
+                f"optimizer's {configured[0]:.3g} has no effect: without d_model it would be the peak"
+            )
         for group in _param_groups(trainer):
             if self.peak is not None:
                 group["initial_lr"] = self.peak

@@ -226,7 +226,7 @@ def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return Ragged(rows).pad(range(len(rows)))
 
 
-def batches_by_length(lengths: dict[int, int], max_tokens: int) -> Iterator[Rows]:
+def batches_by_length(lengths: dict[int, int], max_tokens: int, max_rows: int | None = None) -> Iterator[Rows]:
     """Cuts numbered sentences, longest first, into batches of at most ``max_tokens`` padded tokens.
 
     A sentence that is longer alone has a batch of its own: what is to be translated is not left out.
@@ -234,6 +234,7 @@ def batches_by_length(lengths: dict[int, int], max_tokens: int) -> Iterator[Rows
     Args:
         lengths: The length of each sentence in tokens, by its number.
         max_tokens: Largest number of positions in a batch.
+        max_rows: Largest number of sentences in a batch.
 
     Example:
         >>> list(batches_by_length({0: 2, 3: 3, 5: 9, 6: 1}, max_tokens=6))
@@ -241,7 +242,7 @@ def batches_by_length(lengths: dict[int, int], max_tokens: int) -> Iterator[Rows
     """
     batch: Rows = []
     for number in sorted(lengths, key=lambda number: -lengths[number]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > max_tokens:
+        if batch and ((len(batch) + 1) * lengths[batch[0]] > max_tokens or len(batch) == max_rows):
             yield batch
             batch = []
         batch.append(number)

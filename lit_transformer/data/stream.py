@@ -147,10 +147,10 @@ class TrainingBatches:
             flags[-1], error = 1, broken
         if not self._sees_all or is_reading:
             flags = self._agree(flags)
-        if error is not None:
-            raise error
         if flags[-1]:
-            raise CorpusError("another process cannot read its part of the training text: see its message")
+            error = error or CorpusError("another process cannot read its part of the training text: see its message")
+            error.is_everywhere = True
+            raise error
         return flags[:-1]
 
     def _items(self, start: Cursor) -> Iterator[Pool | LaneEnd]:

@@ -225,6 +225,14 @@ class SubwordTokenizer:
         """Source ids as text, as ``decode`` does for the target side."""
         return self._side("src").decode([ids], self.tags)[0]
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether an id is the same subword on both sides, though each may have rules of its own to find it."""
+        if self.joint:
+            return True
+        ids = range(self.num_tokens)
+        return self.num_src_tokens == self.num_tokens and self.pieces_src(ids) == self.pieces_tgt(ids)
+
     def pieces_src(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each source id, for pictures and tables; ``▁`` stands for a space."""
         return self._side("src").pieces(ids)

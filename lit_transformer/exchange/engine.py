@@ -166,6 +166,10 @@ class CTranslate2Translator(Translator):
                 raise InputError(
                     f"the engine ctranslate2 has no precision {self.precision} on this {self._device_name}"
                 )
+            if not (self.folder / "model.bin").is_file():
+                raise CheckpointError(
+                    f"{self.folder} is gone, as when the checkpoint that it was made from has changed; load it again"
+                )
             self._engines.clear()  # a second one would hold the weights again
             self._engines[threads] = self._package.Translator(
                 str(self.folder),

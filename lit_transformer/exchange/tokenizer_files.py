@@ -29,12 +29,12 @@ def tokenizer_files(tokenizer: SubwordTokenizer, max_length: int) -> tuple[dict[
         max_length: Longest sentence, in tokens, that the network takes.
 
     Raises:
-        InputError: If source and target have vocabularies of their own.
+        InputError: If source and target have vocabularies of their own, or were imported from sentencepiece.
     """
-    if not tokenizer.joint:
-        raise InputError("this tokenizer has joint=False, two vocabularies, but a Hugging Face tokenizer has one")
     if tokenizer.recipe["model"] == "sentencepiece":
         raise InputError("this tokenizer was imported from sentencepiece, and cannot be written as a fast one exactly")
+    if not tokenizer.joint:
+        raise InputError("this tokenizer has joint=False, two vocabularies, but a Hugging Face tokenizer has one")
     state = tokenizer.to_state()
     content: dict[str, Any] = json.loads(state["tokenizers"]["tgt"])
     vocabulary = tokenizer.pieces_tgt

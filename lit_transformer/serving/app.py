@@ -36,7 +36,7 @@ _METHODS = {
     "/health": ("GET", "HEAD"),
     "/info": ("GET", "HEAD"),
 }
-_SILENT = "default-src 'none'; frame-ancestors 'none'"
+_SILENT = "default-src 'none'; frame-ancestors 'self'"  # the page reads in its frame why there is no attention
 _ATTENTION = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'self'"
 _FOREIGN = "pages of other sites may not use this server; behind a proxy, start it with --public_name"
 _HEADERS = (

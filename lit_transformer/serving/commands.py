@@ -20,6 +20,7 @@ from lit_transformer.command_options import (
     add_penalty_options,
     command_parser,
     finite,
+    needs_cpu,
     positive,
     usable_device,
 )
@@ -157,6 +158,11 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     from lit_transformer.serving.requests import Limits
     from lit_transformer.serving.workers import ProcessWorker
 
+    if options.batch_timeout >= options.timeout:
+        raise InputError(
+            f"--batch_timeout {options.batch_timeout:g} lets every request wait for company until --timeout "
+            f"{options.timeout:g} is over; both are seconds, so give it less"
+        )
     checkpoint = weights_of(options.checkpoint)  # once, since a run may go on: all workers serve the same weights
     if not checkpoint.is_dir():
         read_checkpoint(checkpoint)  # leaves the weights on disk; what is missing or damaged is told at once
@@ -167,7 +173,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         penalty_kind=options.penalty_kind,
         max_length=options.max_length,
         precision=options.precision,
-        device=usable_device(options.device),
+        device=usable_device(options.device or ("cpu" if needs_cpu(options) else None)),
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
         run=options.checkpoint,

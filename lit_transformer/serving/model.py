@@ -26,9 +26,6 @@ from lit_transformer.translator import Translator
 
 logger = logging.getLogger(__name__)
 _FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")
-_LATE = RequestError(
-    HTTPStatus.SERVICE_UNAVAILABLE, "there was no answer in time; try again later", {"Retry-After": "1"}
-)
 _TRIAL = "I love cats"
 
 
@@ -137,7 +134,7 @@ class ServedModel:
                 replies.update(zip(places, self._translate([jobs[place] for place in places]), strict=True))
         for place, job in enumerate(jobs):
             if _looks_inside(job) and self._accepts(place, job, replies):
-                replies[place] = error_reply(_LATE) if is_forgotten() else _guarded(self._look, job)
+                replies[place] = error_reply(_late()) if is_forgotten() else _guarded(self._look, job)
         return [replies[place] for place in range(len(jobs))]
 
     def _accepts(self, place: int, job: Job, replies: dict[int, Reply]) -> bool:
@@ -150,11 +147,15 @@ class ServedModel:
 
     def _check(self, job: Job) -> None:
         if time.monotonic() > job.deadline:
-            raise _LATE
+            raise _late()
         tags = self.translator.tokenizer.tags
         if job.src_tag is not None and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
+        for number, text in enumerate(job.texts, 1):
+            if job.src_tag is not None and _own_tag(text, tags) not in (None, job.src_tag):
+                sentence = f'text {number} begins with a tag other than "src_tag"; take one of them away'
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
         if _looks_inside(job) and self.translator.tokenizer.is_blank(job.texts[0]):
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the text is empty; give a sentence to look at")
         longest = self.translator.max_length
@@ -177,7 +178,7 @@ class ServedModel:
             found = self.translator.translate([source for job in jobs for source in _sources(job)])
             return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
         except TimeUpError:
-            return [error_reply(_LATE) for _ in jobs]
+            return [error_reply(_late()) for _ in jobs]
         except Exception:  # whatever it is, the other clients of the batch should not suffer from it
             if len(jobs) > 1:
                 return [reply for job in jobs for reply in self._translate([job])]
@@ -213,7 +214,14 @@ def _sources(job: Job) -> tuple[str, ...]:
     """The texts as the model reads them."""
     if job.src_tag is None:
         return job.texts
-    return tuple(f"{job.src_tag} {text}" if text.strip() else text for text in job.texts)
+    return tuple(
+        f"{job.src_tag} {text}" if text.strip() and _own_tag(text, [job.src_tag]) is None else text
+        for text in job.texts
+    )
+
+
+def _own_tag(text: str, tags: Sequence[str]) -> str | None:
+    return next((tag for tag in tags if text.lstrip().startswith(tag)), None)
 
 
 def _result(text: str, found: list[Translation]) -> dict[str, Any]:
@@ -230,11 +238,17 @@ def _attention(view: AttentionView) -> dict[str, Any]:
     return {"src_tokens": view.src_tokens, "tgt_tokens": view.tgt_tokens, **weights}
 
 
+def _late() -> RequestError:
+    """A fresh one each time: an exception that is raised again keeps the frames of all times alive."""
+    sentence = "there was no answer in time; try again later"
+    return RequestError(HTTPStatus.SERVICE_UNAVAILABLE, sentence, {"Retry-After": "1"})
+
+
 def _guarded(look: Callable[[Job], Reply], job: Job) -> Reply:
     try:
         return look(job)
     except TimeUpError:
-        return error_reply(_LATE)
+        return error_reply(_late())
     except NoAttentionError as error:
         logger.info("no attention was shown: %s", error)  # names files of this machine
         return error_reply(RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this model cannot show its attention"))

@@ -1,8 +1,11 @@
 """The last step always has a checkpoint, from which training goes on as if it had not ended."""
 
+import contextlib
 import csv
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from standins import Data, Module, trainer
 
 from lit_transformer.callbacks.checkpoint import StepCheckpoint
+from lit_transformer.interfaces import InputError
 
 
 def fit(folder: Path, *options: str) -> list[str]:
@@ -234,3 +238,63 @@ def test_what_is_better_follows_from_what_is_monitored(monitor: str | None, mode
 def test_the_least_loss_is_the_best_without_a_word(project: Path) -> None:
     options = ["--checkpoint.monitor=val/loss", "--bleu.every_n_validations=0", "--checkpoint.save_top_k=1"]
     assert fit(project / "a", *options, "--trainer.max_steps=8") == ["step=8.ckpt"]  # the loss falls
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_an_interruption_leaves_the_checkpoints_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+    """The mean of the last ones is that of the whole run, and interruptions do not pile up."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step in self.at:
+                self.at.remove(trainer.global_step)
+                raise KeyboardInterrupt
+
+    stop = Stop()
+    stop.at = [5, 7]
+    path = None
+    found = []
+    for _ in range(3):
+        checkpoint = StepCheckpoint(tmp_path, "step={step}", "step", auto_insert_metric_name=False, save_top_k=2,
+                                    every_n_train_steps=4, save_on_exception=True)  # fmt: skip
+        run = trainer(stop, checkpoint, max_steps=12, max_epochs=-1, limit_val_batches=0, enable_checkpointing=True)
+        with contextlib.suppress(SystemExit):
+            run.fit(Module(), Data(), ckpt_path=path, weights_only=True)
+        steps = {torch.load(one, weights_only=True)["global_step"]: one for one in tmp_path.glob("*.ckpt")}
+        path = steps[max(steps)]
+        found.append(sorted(steps))
+    assert found == [[4, 5], [4, 5, 7], [8, 12]]
+
+
+def test_what_a_single_process_of_several_fails_with_asks_the_others_for_nothing(tmp_path: Path) -> None:
+    """They wait for it somewhere else, so that a checkpoint of all would never end."""
+    checkpoint = StepCheckpoint(tmp_path, save_on_exception=True)
+    saved: list[str] = []
+    alone = SimpleNamespace(world_size=2, global_step=3, fast_dev_run=False, sanity_checking=False)
+    alone.callback_metrics, alone.current_epoch = {}, 0
+    alone.save_checkpoint = lambda path, *_: saved.append(path)
+    alone.strategy = SimpleNamespace(broadcast=lambda value: value)
+    alone.is_global_zero, alone.loggers = False, []
+    checkpoint.on_exception(alone, Module(), RuntimeError("CUDA out of memory"))
+    checkpoint.on_exception(alone, Module(), KeyboardInterrupt())
+    assert saved == []
+    together = InputError("another process cannot read its part of the training text")
+    together.is_everywhere = True
+    checkpoint.on_exception(alone, Module(), together)
+    assert len(saved) == 1
+
+
+def test_a_folder_that_was_moved_goes_on_with_its_best(project: Path) -> None:
+    options = ["--checkpoint.monitor=val/loss", "--checkpoint.save_top_k=2", "--bleu.every_n_validations=0"]
+    options += ["--trainer.val_check_interval=2", "--checkpoint.every_n_train_steps=2"]
+    fit(project / "a", *options, "--trainer.max_steps=6")
+    before = ranked(project / "a", max(path.name for path in (project / "a/checkpoints").iterdir()))
+    shutil.move(project / "a", project / "b")
+    after = fit(project / "b", *options, "--trainer.max_steps=10", "--ckpt_path=last")
+    best = of_callback(project / "b", after[-1])
+    assert Path(best["dirpath"]) == project / "b/checkpoints"
+    known = {Path(name).name for name in best["best_k_models"]}
+    assert len(known) == 2
+    assert len(after) <= 3, "those that are not among the best any more are removed, but for the last"
+    assert float(best["best_model_score"]) <= min(before.values())

@@ -58,8 +58,8 @@ def checkpoint(run: Path, step: int, name: str = "run") -> dict[str, Any]:
     return content
 
 
-def logged(run: Path, name: str) -> dict[int, float]:
-    lines = (run / "run/logs/version_0/metrics.csv").read_text().splitlines()
+def logged(run: Path, name: str, folder: str = "run") -> dict[int, float]:
+    lines = (run / folder / "logs/version_0/metrics.csv").read_text().splitlines()
     return {int(row["step"]) + 1: float(row[name]) for row in csv.DictReader(lines) if row[name]}
 
 
@@ -168,6 +168,25 @@ def test_an_interruption_in_validation_exchanges_nothing(run: Path, monkeypatch:
     assert lit("fit", "--config=run/config.yaml", *options).status != 0
     (last,) = (run / "broken/checkpoints").glob("*.ckpt")
     assert_same_weights(torch.load(last, weights_only=True), checkpoint(run, 4))
+
+
+def test_until_it_begins_the_weights_in_training_are_scored_and_saved(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run)
+    late = EMA.replace("{decay: 0.6}", "{decay: 0.6, update_starting_at_step: 5}")
+    (run / "late.yaml").write_text(late)
+    (run / "plain.yaml").write_text(EMA[: EMA.index("  callbacks:")] + "  max_steps: 8\n")
+    for name in ("late", "plain"):
+        finished = lit("fit", "--config", "tiny.yaml", "--config", f"{name}.yaml", f"--trainer.default_root_dir={name}")
+        assert finished.status == 0, finished.err
+    late_losses, plain_losses = (logged(run, "val/loss", name) for name in ("late", "plain"))
+    assert late_losses[4] == plain_losses[4]
+    assert late_losses[8] != plain_losses[8]
+    name = "network.tgt_embedding.weight"
+    for step, are_same in ((4, True), (8, False)):
+        found = [checkpoint(run, step, folder)["state_dict"][name] for folder in ("late", "plain")]
+        assert torch.equal(*found) == are_same
 
 
 def test_callbacks_after_it_decode_with_the_average_too() -> None:

@@ -164,3 +164,10 @@ def test_a_cooldown_that_does_not_come_is_told(max_epochs: int, told: bool, capl
         "the training ended at step 12, and was to cool down from step 16 to 20: set max_steps to where it shall end"
     )
     assert (message in caplog.text) == told
+
+
+@pytest.mark.parametrize(("lr", "is_told"), [(0.001, True), ((16 * 4) ** -0.5, False)])
+def test_a_rate_that_d_model_overrides_is_told(lr: float, is_told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        trainer(InverseSqrtWarmup(4, d_model=16), max_epochs=1).fit(Module(lr=lr), Data())
+    assert ("the peak of the learning rate is 0.125, by d_model=16" in caplog.text) == is_told

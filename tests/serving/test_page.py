@@ -179,6 +179,15 @@ def test_what_is_refused_is_said(window: Window) -> None:
     assert not window.one("#error").is_displayed()
 
 
+def test_attention_that_is_refused_is_said(window: Window) -> None:
+    """The refusal comes in a frame of the page, which must be allowed to read it."""
+    translate(window, "I love cats")
+    window.run("showAttention('cats and dogs '.repeat(60), {n_best: 1}, document.querySelector('.look'))")
+    until(lambda: "tokens; at most" in window.text("#error"))
+    assert not window.one("#attention").is_displayed()
+    window.errors  # noqa: B018 - Chromium itself logs the 422
+
+
 def test_a_server_that_is_gone_is_said(window: Window, chromium: Any) -> None:
     translate(window, "I love cats")
     network = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
