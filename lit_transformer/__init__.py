@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lit_transformer.metrics import CorpusTER as CorpusTER
     from lit_transformer.metrics import MosesBLEU as MosesBLEU
     from lit_transformer.module import LitTransformer as LitTransformer
+    from lit_transformer.muon import MuonAdam as MuonAdam
     from lit_transformer.nn import Transformer as Transformer
     from lit_transformer.rdrop import RDropTransformer as RDropTransformer
     from lit_transformer.translator import Translator as Translator
@@ -56,6 +57,7 @@ _HOMES = {
     "MemoryCorpus": "data",
     "MosesBLEU": "metrics",
     "MovingAverage": "callbacks",
+    "MuonAdam": "muon",
     "ParallelCorpus": "data",
     "RDropTransformer": "rdrop",
     "Search": "interfaces",

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+PAPER_RATE = (512 * 4000) ** -0.5  # the peak of equation 3 for the base model
+
 
 def paper_adam(parameters: Any) -> torch.optim.Optimizer:
     """Adam as in section 5.3 of the paper: beta1 0.9, beta2 0.98, epsilon 1e-9.
 
     The rate is the paper's peak for the base model, ``(512 * 4000) ** -0.5``; ``InverseSqrtWarmup`` scales it.
     """
-    return torch.optim.Adam(parameters, lr=(512 * 4000) ** -0.5, betas=(0.9, 0.98), eps=1e-9)
+    return torch.optim.Adam(parameters, lr=PAPER_RATE, betas=(0.9, 0.98), eps=1e-9)
 
 
 def fuse_on_cpu(optimizer: torch.optim.Optimizer) -> None:

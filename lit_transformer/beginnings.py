@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.class_paths import import_class
@@ -53,8 +56,6 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
             _resume(config, _checkpoint(given, kept))
             return None
         return None if init_from is None else _begin(config, init_from, root)
-    if init_from is not None:
-        raise InputError(f"--init_from is for fit: let {subcommand} take the model by --ckpt_path {init_from}")
     if given not in (None, "last", "best") and holds_model(path := local_folder(given)):
         return _score(config, given, path)
     _load(config, _checkpoint(given or "last", kept))
@@ -62,12 +63,13 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
 
 
 def _folder_of_checkpoints(config: Any) -> Path | None:
-    """Where the run keeps its checkpoints, if not in its own folder: that of a listed callback, or of ours."""
+    """Where the run keeps its checkpoints, if not in its own folder: by the first callback that writes them."""
     listed = config.trainer.callbacks or []
     for callback in listed if isinstance(listed, list) else [listed]:
-        arguments = callback.get("init_args") or {}
-        if arguments.get("dirpath") is not None:
-            return Path(arguments["dirpath"]).expanduser()
+        module, _, name = callback["class_path"].rpartition(".")
+        if issubclass(getattr(importlib.import_module(module), name), ModelCheckpoint):  # in place of ours
+            dirpath = (callback.get("init_args") or {}).get("dirpath")
+            return Path(dirpath).expanduser() if dirpath else None
     return Path(config.checkpoint.dirpath).expanduser() if config.checkpoint.dirpath else None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +21,7 @@ _EXPLANATION = """\
 {num_sentences:,} sentences. p: how often chance alone would make so large a difference from the first system, in either
 direction, if the two were equally good; * stands for less than 0.05."""
 
-_MAX_DRAWN = 50_000_000  # lines in all test sets together: sacrebleu holds 18 numbers of each at once
+_BYTES = 80  # that sacrebleu needs at once for each line of each test set: 18 numbers of chrF, and a place
 
 
 class System(NamedTuple):
@@ -77,10 +79,11 @@ def run(arguments: list[str]) -> None:
                 f"{system.name} has {len(system.lines)} lines, but there are {len(references)} references; each line "
                 "must be the translation of the same sentence"
             )
-    if len(references) * options.num_resamples > _MAX_DRAWN:
+    needed = _BYTES * len(references) * options.num_resamples
+    if needed > _memory():
         raise InputError(
-            f"--num_resamples {options.num_resamples} of {len(references)} lines would take many gigabytes of memory; "
-            f"give at most {max(1, _MAX_DRAWN // len(references))}, or fewer lines"
+            f"--num_resamples {options.num_resamples} of {len(references)} lines would take {needed / 1e9:.0f} GB of "
+            "memory, more than there is; give fewer"
         )
     lines = {system.name: system.lines for system in systems}
     if len(lines) < len(systems):
@@ -153,6 +156,14 @@ def _settings(systems: list[System], options: argparse.Namespace) -> tuple[str, 
         return tokens, options.lowercase
     case = _agreed("case", {case for _, case in stored} or {"mixed"}, "--lowercase or --no-lowercase")
     return tokens, case == "lc"
+
+
+def _memory() -> float:
+    """Bytes of memory that this machine has, if it tells."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _agreed(key: str, values: set[str], option: str) -> str:

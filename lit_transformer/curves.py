@@ -56,7 +56,10 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{file} is no table of metrics: {error}") from None
     if not curves:
-        raise InputError(f"{path} holds no metrics.csv of a training, which fit writes; name the folder of a run")
+        raise InputError(
+            f"{path} holds no metrics.csv of a training; name the folder of a run. fit writes one unless "
+            "trainer.logger is another; then list lightning.pytorch.loggers.CSVLogger beside it"
+        )
     return {name: dict(sorted(curve.items())) for name, curve in curves.items()}
 
 
@@ -216,6 +219,8 @@ def run(arguments: list[str]) -> None:
     options = curves_parser().parse_args(arguments[1:])
     first = Path(options.runs[0])
     output = Path(options.output or (first.parent if first.is_file() else first) / "curves.png")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; give the name of a picture in it")
     if not output.suffix:
         output = output.with_name(f"{output.name}.png")  # as matplotlib would call it
     runs = {str(run): read_curves(run) for run in options.runs}

@@ -48,8 +48,8 @@ def import_parser() -> CommandParser:
         "import",
         "Reads a Hugging Face Marian or Pegasus folder and writes one that the other commands take as a checkpoint.",
         "The tokenizer must be one that export --format huggingface wrote, or two sentencepiece unigram models with\n"
-        "one vocabulary, as OPUS-MT has them; the weights may have been trained on. What was imported from sentencepiece\n"
-        "can be exported as safetensors only.\n\n"
+        "one vocabulary, as OPUS-MT has them; the weights may have been trained on. What was imported from\n"
+        "sentencepiece can be exported as safetensors only.\n\n"
         "examples:\n"
         "  lit-transformer import opus-mt-en-de imported\n"
         "  lit-transformer translate imported 'I love cats'\n"
@@ -69,7 +69,7 @@ def push_parser() -> CommandParser:
         "they are of the weights that are pushed: test averages checkpoints, so make that mean first and push it.\n\n"
         "examples:\n"
         "  lit-transformer push runs/tiny me/tiny-en-de --language en de --license apache-2.0\n"
-        "  lit-transformer average runs/tiny --output averaged.ckpt\n"
+        "  lit-transformer average runs/tiny --last 3 --output averaged.ckpt\n"
         "  lit-transformer push averaged.ckpt me/tiny-en-de --scores runs/tiny/test.scores.json\n"
         "  lit-transformer translate me/tiny-en-de 'I love cats'",
     )

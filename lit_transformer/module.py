@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
+from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
 from lit_transformer.nn import Transformer
 from lit_transformer.nn.inference import PreparedTransformer, prepare_if_possible
 from lit_transformer.nn.packed import can_pack, packed_features
@@ -42,6 +44,18 @@ def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) ->
     hooks = [(network, gathering), (output, 0)]
     is_free = all(max(len(part._forward_hooks), len(part._forward_pre_hooks)) <= known for part, known in hooks)
     return is_own and type(output) is nn.Linear and output.bias is None and is_free
+
+
+def _word_tables(network: TranslationNetwork) -> list[Tensor]:
+    """The weights with a row for each token or place: embeddings and output layers."""
+    is_own = isinstance(network, Transformer)
+    found: list[Tensor] = []
+    for module in network.modules():
+        is_wide = isinstance(module, nn.Linear) and module.out_features == network.vocab_size
+        is_output = module is network.projection if is_own else is_wide
+        if isinstance(module, nn.Embedding) or is_output:
+            found += [one for one in module.parameters(recurse=False) if one.ndim == 2]
+    return found
 
 
 def _is_plain(value: object) -> bool:
@@ -74,7 +88,7 @@ class LitTransformer(L.LightningModule):
         label_smoothing: Probability taken from the right token and spread over the vocabulary. Ignored where
             ``criterion`` is given.
         optimizer: Makes the optimizer from the parameters; its learning rate is the peak of the warm-up. The
-            default is the paper's Adam.
+            default is the paper's Adam; :class:`~lit_transformer.MuonAdam` takes fewer passes over the text.
         search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
             beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
@@ -262,7 +276,8 @@ class LitTransformer(L.LightningModule):
             ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
             if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
                 raise InputError(
-                    f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree"
+                    f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree (a data "
+                    f"module of your own hands {name} on if its constructor has an argument of this name)"
                 )
         is_tied = getattr(self.network, "tie", None) == "all"
         if is_tied and not getattr(tokenizer, "is_shared", True):
@@ -410,5 +425,10 @@ class LitTransformer(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters; the schedule is a callback's business."""
         optimizer = self.optimizer(self.parameters())
+        if isinstance(optimizer, MuonAdam):
+            strategy = None if self._trainer is None else self.trainer.strategy
+            if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+                raise InputError(WHOLE_WEIGHTS)
+            optimizer.leave_to_adam(_word_tables(self.network))
         fuse_on_cpu(optimizer)
         return optimizer

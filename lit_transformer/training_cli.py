@@ -39,6 +39,7 @@ from lit_transformer.defaults import (
     TRAINER_DEFAULTS,
     USED_BY,
 )
+from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
@@ -64,11 +65,14 @@ class RunConfig(SaveConfigCallback):
         self.already_saved = True
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes all but what belongs to this one start: whether it resumed, and whether it overwrote."""
+        """Writes all but what belongs to this one start: whether it resumed, and whether it overwrote.
+
+        The weights that it began with stay: whoever starts the same run again begins with them too.
+        """
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
-        config.ckpt_path, config.init_from, config.overwrite = None, None, False
+        config.ckpt_path, config.overwrite = None, False
         self.parser.save(config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
@@ -106,8 +110,10 @@ class TranslationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses a command line, or checks a configuration given as a dict."""
-        check_yaml([] if isinstance(args, dict) else args)
+        given = [] if isinstance(args, dict) else args
+        check_yaml(given)
         self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        check_options(self.config[self.config.subcommand], self.config.subcommand, given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the default callbacks, and the links between what model and data share."""
@@ -238,12 +244,19 @@ class TranslationCLI(LightningCLI):
         """Those that only look, and so come after whatever sets the learning rate."""
         watchers: list[Callback] = []
         if self.subcommand == "fit":
+            self._tell_of_replaced(own)
             has_logger = config.logger not in (False, []) and not config.barebones
             watchers += [LearningRateMonitor("step"), StopTogether()] if has_logger else [StopTogether()]
         has_bar = config.enable_progress_bar is not False and not config.barebones
         if has_bar and not any(isinstance(callback, ProgressBar) for callback in own):
             watchers.append(TrainingProgress())
         return watchers
+
+    def _tell_of_replaced(self, own: list[Callback]) -> None:
+        """Says which listed callback writes the checkpoints, since it may write fewer than the default one."""
+        listed = next((type(callback).__name__ for callback in own if isinstance(callback, ModelCheckpoint)), None)
+        if listed:
+            logger.info("%s of trainer.callbacks takes the place of checkpoint, whose settings do not count", listed)
 
     def before_fit(self) -> None:
         """Looks at the text first, and refuses to mix the checkpoints of two runs in one folder."""
@@ -266,9 +279,23 @@ class TranslationCLI(LightningCLI):
     def _say_when_it_validates(self) -> None:
         """Lightning counts batches between validations, where all else here counts optimizer steps."""
         interval, parts = self.trainer.val_check_interval, self.trainer.accumulate_grad_batches
-        if parts > 1 and isinstance(interval, int) and self.trainer.check_val_every_n_epoch is None:
+        if (
+            not isinstance(interval, int)
+            or self.config[self.subcommand].trainer.fast_dev_run
+            or not self.datamodule.corpora["val"]
+        ):
+            return
+        if self.trainer.check_val_every_n_epoch is not None:
+            message = "val_check_interval=%d counts batches within an epoch, since check_val_every_n_epoch is set: for "
+            message += "a validation at the end of each epoch set trainer.val_check_interval to 1.0"
+            logger.info(message, interval)
+            return
+        if parts > 1:
             message = "validation comes every %g optimizer steps: val_check_interval=%d counts batches, %d to a step"
             logger.info(message, interval / parts, interval, parts)
+        if 0 < self.trainer.max_steps < interval / parts:
+            message = "no validation comes before the last step, %d: set trainer.val_check_interval to at most %d"
+            logger.info(message, self.trainer.max_steps, self.trainer.max_steps * parts)
 
     def _make_room(self, config: Any) -> None:
         """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
@@ -413,7 +440,7 @@ def run(arguments: list[str]) -> None:
         TranslationCLI(arguments)
     except MisconfigurationException as error:
         raise InputError(str(error)) from error
-    except RuntimeError as error:
-        if not str(error).startswith("Early stopping conditioned on metric"):
+    except (RuntimeError, ValueError) as error:
+        if not str(error).startswith(("Early stopping conditioned on metric", "`val_check_interval` ")):
             raise
         raise InputError(plain_message(str(error))) from error

@@ -167,11 +167,13 @@ def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable
 
 
 def _with_tag(lines: Iterable[str], tag: str, known: list[str]) -> Iterator[str]:
+    is_silent = True
     for number, line in enumerate(lines, 1):
         own = next((one for one in known if line.lstrip().startswith(one)), None)
-        if own not in (None, tag):
-            raise InputError(f"line {number} begins with {own}, but --src_tag is {tag}; take one of them away")
-        yield line if own or not line.strip() else f"{tag} {line}"
+        if own not in (None, tag) and is_silent:
+            logger.warning("line %d begins with %s, and has %s before that now", number, own, tag)
+            is_silent = False
+        yield line if own == tag or not line.strip() else f"{tag} {line}"
 
 
 def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import torch
 import yaml
 from command_line import Finished, lit, tiny_project
+from jsonargparse import Namespace
 
 import lit_transformer
 from lit_transformer import (
@@ -27,6 +30,7 @@ from lit_transformer import (
     Transformer,
     Translator,
 )
+from lit_transformer.beginnings import _folder_of_checkpoints
 from lit_transformer.callbacks import average_checkpoints
 from lit_transformer.model_files import write_model
 from lit_transformer.parser import PLUGS
@@ -658,3 +662,86 @@ def test_two_vocabularies_of_one_size_are_not_tied(project: Path) -> None:
     assert (
         "the network has tie=all, one embedding for both sides, but source and target have vocabularies" in refused.err
     )
+
+
+def test_one_corpus_of_several_is_not_changed_by_an_option(project: Path) -> None:
+    """It would be the last one alone, which nobody means by ``--data.train.max_rows``."""
+    content = read_config(project / "tiny.yaml")
+    content["data"]["train"] = [content["data"]["train"]] * 3
+    (project / "three.yaml").write_text(yaml.safe_dump(content))
+    for option in ("--data.train.max_rows", "--data.init_args.train.max_rows"):
+        refused = lit("fit", "--config", "three.yaml", option, "20")
+        assert refused.status == 1
+        assert f"{option} would change the last one of 3 corpora of data.train alone: write the list" in refused.err
+    succeed("fit", "--config", "tiny.yaml", "--data.train.max_rows", "20", "--trainer.max_steps", "2")
+
+
+def test_a_run_that_began_with_other_weights_begins_with_them_again(project: Path) -> None:
+    succeed("fit", "--config", "tiny.yaml")
+    own = ("--trainer.default_root_dir", "own", "--trainer.max_steps", "4")
+    succeed("fit", "--config", "tiny.yaml", "--init_from", "run", *own)
+    assert read_config(project / "own" / "config.yaml")["init_from"] == "run"
+    succeed("fit", "--config", "own/config.yaml", "--trainer.default_root_dir", "again")
+    assert_same_weights(*(project / name / "checkpoints" / NEXT_TO_LAST for name in ("own", "again")))
+    succeed("fit", "--config", "own/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "6")
+    shutil.rmtree(project / "run")
+    succeed("test", "--config", "own/config.yaml")
+    refused = lit("test", "--config", "own/config.yaml", "--init_from", "again")
+    assert "--init_from is for fit: let test take the model by --ckpt_path again" in refused.err
+
+
+def test_a_run_that_was_moved_says_where_it_is(project: Path) -> None:
+    """Its configuration still names the old folder, in which there may be another run."""
+    succeed("fit", "--config", "tiny.yaml")
+    shutil.move(project / "run", project / "moved")
+    succeed("fit", "--config", "tiny.yaml", "--trainer.max_steps", "4")
+    for command in (("test",), ("fit", "--ckpt_path", "last")):
+        refused = lit(command[0], "--config", "moved/config.yaml", *command[1:])
+        assert refused.status == 1
+        assert (
+            "moved/config.yaml says that its run is in run, but it lies in moved: if the run was moved" in refused.err
+        )
+    succeed("test", "--config", "moved/config.yaml", "--trainer.default_root_dir", "moved")
+    succeed("fit", "--config", "moved/config.yaml", "--overwrite", "true", "--trainer.max_steps", "2")
+
+
+def test_the_first_callback_that_writes_checkpoints_says_where_they_are(project: Path) -> None:
+    content = read_config(project / "tiny.yaml")
+    own = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"dirpath": folder}}
+        for folder in ("first", "second")
+    ]
+    own[1]["init_args"] |= {"every_n_train_steps": 4}  # type: ignore[operator]
+    content["trainer"]["callbacks"] = own
+    (project / "listed.yaml").write_text(yaml.safe_dump(content))
+    told = succeed("fit", "--config", "listed.yaml").err
+    assert "ModelCheckpoint of trainer.callbacks takes the place of checkpoint" in told
+    tested = succeed("test", "--config", "run/config.yaml", "--averaging.num_checkpoints", "1")
+    assert "first/" in tested.err
+    succeed("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "12")
+    other = {"class_path": "lightning.pytorch.callbacks.OnExceptionCheckpoint", "init_args": {"dirpath": "crash"}}
+    for given, folder in (([other], None), ([other, *own], Path("first"))):
+        config = Namespace(trainer=Namespace(callbacks=given), checkpoint=Namespace(dirpath=None))
+        assert _folder_of_checkpoints(config) == folder
+
+
+def test_settings_that_do_not_belong_together_are_told(project: Path) -> None:
+    for options, words in [
+        (("--warmup.cooldown_steps", "8"), "the learning rate cools down from the first step on and stays low"),
+        (("--trainer.val_check_interval", "9"), "no validation comes before the last step, 8: set trainer.val"),
+        (("--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1"), "counts batches within an epoch"),
+    ]:
+        finished = succeed("fit", "--config", "tiny.yaml", "--overwrite", "true", *options)
+        assert words in finished.err
+    succeed("fit", "--config", "tiny.yaml", "--overwrite", "true", "--warmup.cooldown_steps", "6")
+    again = succeed("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "16")
+    assert "the learning rate rises again, from 0.14 to 1 of its course without a cooldown" in again.err
+
+
+def test_text_may_come_through_a_pipe_where_it_is_read_once(project: Path) -> None:
+    for name in ("one", "two"):
+        (project / f"{name}.txt").write_text("a b c d e\nf g h i j\n")
+    os.mkfifo(project / "pipe")
+    writer = subprocess.Popen(["sh", "-c", "cat one.txt > pipe"], cwd=project)
+    assert "100" in succeed("compare", "one.txt", "two.txt", "--reference", "pipe", "--num_resamples", "20").out
+    assert writer.wait(timeout=60) == 0

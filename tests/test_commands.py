@@ -21,8 +21,11 @@ from lit_transformer import translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
+from lit_transformer.command_options import needs_cpu
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError
+from lit_transformer.serving.commands import serve_parser
+from lit_transformer.translate_command import translate_parser
 from lit_transformer.translator import Translator
 
 LINES = sentences(10, seed=8)
@@ -469,3 +472,13 @@ def test_a_full_disk_is_one_sentence(tiny_run: Path) -> None:
         assert finished.returncode == 1
         assert words in finished.stderr
         assert finished.stderr.count("\n") == 1, finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "is_needed"),
+    [(["--precision", "int8"], True), (["--precision", "bf16"], False),
+     (["--precision", "int8", "--engine", "ctranslate2"], False)],
+)  # fmt: skip
+def test_int8_of_torch_takes_the_cpu_also_where_there_is_a_gpu(options: list[str], is_needed: bool) -> None:
+    assert needs_cpu(translate_parser().parse_args(["model", "text", *options])) == is_needed
+    assert needs_cpu(serve_parser().parse_args(["model", *options])) == is_needed

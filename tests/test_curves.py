@@ -157,6 +157,13 @@ def test_a_name_without_ending_is_that_of_a_png(run: Path, tmp_path: Path) -> No
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_is_no_picture(run: Path, tmp_path: Path) -> None:
+    for folder in (".", tmp_path):
+        finished = lit("curves", run, "--output", folder)
+        assert finished.status == 1
+        assert f"--output {folder} is a folder; give the name of a picture in it" in finished.err
+
+
 def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(InputError, match="nothing to draw: a"):
         plot_curves({"a": {"lr-Adam": {1: 0.1}}})

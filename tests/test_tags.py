@@ -108,5 +108,6 @@ def test_a_tag_that_a_line_has_already_is_not_doubled(run: Path) -> None:
     assert found.status == 0, found.err
     assert found.out == expected.out
     other = lit("translate", run, "--src_tag", "<back>", "a", "<copy> b")
-    assert other.status == 1
-    assert "line 2 begins with <copy>, but --src_tag is <back>; take one of them away" in other.err
+    assert other.status == 0
+    assert "line 2 begins with <copy>, and has <back> before that now" in other.err
+    assert other.out == lit("translate", run, "<back> a", "<back> <copy> b").out

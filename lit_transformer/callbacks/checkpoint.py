@@ -43,6 +43,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     _is_of_validation = False  # whether validation logs what is monitored
     _scored_step = -1  # when it did so last
+    _is_stopping = False  # whether what is written is what an interruption leaves
     _interim: list[str] = []  # noqa: RUF012 - never changed in place; those written when the run was stopped
 
     def __init__(
@@ -102,9 +103,10 @@ class StepCheckpoint(ModelCheckpoint):
         path = self.format_checkpoint_name(metrics)
         if self._fs.exists(path):  # asked in this process alone: perhaps the others have not failed
             path = self._free_name(trainer, metrics, self._fs.exists)
-        self._interim = [*self._interim, path]  # noted in the checkpoint itself too
-        super()._save_checkpoint(trainer, path)
+        self._interim, self._is_stopping = [*self._interim, path], True  # noted in the checkpoint itself too
+        self._save_checkpoint(trainer, path)
         self._save_last_checkpoint(trainer, metrics)
+        self._is_stopping = False
         rank_zero_info(f"stopped by {type(exception).__name__}; a checkpoint was written first: {path}")
 
     def format_checkpoint_name(
@@ -129,7 +131,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         """Writes a checkpoint of the rhythm; those that were written when the run was stopped have done their work."""
-        old, self._interim = self._interim, []
+        old, self._interim = (self._interim, []) if not self._is_stopping else ([], self._interim)
         super()._save_checkpoint(trainer, filepath)
         for path in old:
             if path != filepath:
@@ -204,7 +206,7 @@ def _moved(state: dict[str, Any], dirpath: str | Path | None) -> dict[str, Any]:
     names = ("best_model_path", "kth_best_model_path", "last_model_path")
     paths = {name: here(state.get(name, "")) for name in names}
     ranked = {here(path): score for path, score in state.get("best_k_models", {}).items()}
-    if not ranked or not all(Path(path).exists() for path in ranked):
-        return state  # another run's folder: it begins with checkpoints of its own
     interim = [here(path) for path in state.get("interim", [])]
+    if not (ranked or interim) or not all(Path(path).exists() for path in (*ranked, *interim)):
+        return state  # another run's folder: it begins with checkpoints of its own
     return {**state, **paths, "best_k_models": ranked, "interim": interim, "dirpath": dirpath}

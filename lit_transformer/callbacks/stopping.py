@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -22,8 +22,9 @@ class StopTogether(Callback):
     of one machine. Lightning's own handler then talks to the other processes at once, in the middle of whatever they
     are exchanging, so that a run hangs or some processes fail where others stop. This callback notes the signal only.
     Before each batch the processes tell each other whether one of them has been asked; if so, all of them raise, and a
-    ``StepCheckpoint`` with ``save_on_exception`` writes the checkpoint. Validations are finished first; a second Ctrl-C
-    ends its process at once. With a single process it does nothing.
+    ``StepCheckpoint`` with ``save_on_exception`` writes the checkpoint. Validations are finished first, and in the very
+    last step the training ends as it would; a second Ctrl-C ends its process at once. With a single process it does
+    nothing.
 
     Raises:
         SIGTERMException: Before the next batch, on all processes.
@@ -51,12 +52,10 @@ class StopTogether(Callback):
         """Asks all processes."""
         if trainer.world_size == 1:
             return
-        strategy = trainer.strategy
-        asked = torch.tensor(self._asked, device=strategy.root_device)
-        largest = int(strategy.reduce(asked, reduce_op="max"))
-        if largest == 0:
+        anyone = partial(trainer.strategy.reduce_boolean_decision, all=False)
+        if not anyone(self._asked > 0):
             return
-        stop = SIGTERMException() if _NUMBERS[largest - 1] == signal.SIGTERM else KeyboardInterrupt()
+        stop = KeyboardInterrupt() if anyone(self._asked > 1) else SIGTERMException()
         stop.is_everywhere = True  # type: ignore[union-attr]
         raise stop
 

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from lit_transformer.adam import PAPER_RATE
+
 
 class InverseSqrtWarmup(Callback):
     r"""Warms the learning rate up, then lets it fall with the inverse square root of the step.
@@ -64,6 +66,7 @@ class InverseSqrtWarmup(Callback):
         self.d_model = d_model
         self.cooldown_steps = cooldown_steps
         self._configured: list[float] = []  # the rate that each optimizer was made with
+        self._share = 1.0  # what the cooldown has left of the rate
 
     @property
     def peak(self) -> float | None:
@@ -103,10 +106,11 @@ class InverseSqrtWarmup(Callback):
         If the optimizer was made with another rate than the one of the checkpoint, the peaks change in proportion.
         """
         configured = [float(optimizer.defaults.get("lr", 0.0)) for optimizer in trainer.optimizers]
-        if self.peak is not None and any(abs(rate - self.peak) > 1e-3 * self.peak for rate in configured):
+        chosen = [rate for rate in configured if rate != PAPER_RATE]  # which nobody has to have chosen
+        if self.peak is not None and (other := [rate for rate in chosen if abs(rate / self.peak - 1) > 1e-3]):
             rank_zero_info(
                 f"the peak of the learning rate is {self.peak:.3g}, by d_model={self.d_model} of the warm-up; the "
-                f"optimizer's {configured[0]:.3g} has no effect: without d_model it would be the peak"
+                f"optimizer's {other[0]:.3g} has no effect: without d_model it would be the peak"
             )
         for group in _param_groups(trainer):
             if self.peak is not None:
@@ -119,7 +123,23 @@ class InverseSqrtWarmup(Callback):
                     for group in optimizer.param_groups:
                         group["initial_lr"] *= now / before
         self._configured = configured
+        self._tell_of_cooldown(trainer)
         self._set_rates(trainer)  # for whoever looks before the first batch
+
+    def _tell_of_cooldown(self, trainer: L.Trainer) -> None:
+        """Tells of one that begins with the run, and of one that a resumed run has gone through already."""
+        if self.cooldown_steps >= trainer.max_steps > 0:
+            rank_zero_info(
+                f"the learning rate cools down from the first step on and stays low: cooldown_steps="
+                f"{self.cooldown_steps} is not below max_steps={trainer.max_steps}; a short run needs a short cooldown"
+            )
+        share = self.cooldown(trainer.global_step + 1, trainer.max_steps)
+        if self._share < 0.9 and share > 2 * self._share:
+            rank_zero_info(
+                f"the learning rate rises again, from {self._share:.2g} to {share:.2g} of its course without a "
+                "cooldown, and what the cooldown was worth is lost until the next one; to train longer without that, "
+                "go on from a checkpoint of before it"
+            )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tells of a cooldown that never came, or not all of it."""
@@ -131,12 +151,13 @@ class InverseSqrtWarmup(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The learning rates that the optimizers were made with."""
-        return {"configured": self._configured}
+        """The learning rates that the optimizers were made with, and how far they have been cooled down."""
+        return {"configured": self._configured, "share": self._share}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembers them, to notice that they are others now."""
+        """Remembers both, to notice that they are others now."""
         self._configured = list(state_dict["configured"])
+        self._share = float(state_dict.get("share", 1.0))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -146,7 +167,8 @@ class InverseSqrtWarmup(Callback):
 
     def _set_rates(self, trainer: L.Trainer) -> None:
         step = trainer.global_step + 1
-        share = self.scale(step) * self.cooldown(step, trainer.max_steps)
+        self._share = self.cooldown(step, trainer.max_steps)
+        share = self.scale(step) * self._share
         for group in _param_groups(trainer):
             if isinstance(group["lr"], Tensor):  # compiled optimizers keep the rate on the device
                 group["lr"].fill_(group["initial_lr"] * share)

@@ -315,6 +315,8 @@ class ParallelCorpus:
             near = difflib.get_close_matches(column, map(str, row), n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             message = f"{self} has no column {column!r}, there are {', '.join(map(str, row))}{hint}"
+            if (self.path or "").endswith((".csv", ".tsv")):
+                message += " (the first line of the file names the columns)"
             raise BadRowError(message, "missing column")
         value = row[column]
         if value is not None and not isinstance(value, str):

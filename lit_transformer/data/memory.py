@@ -23,10 +23,11 @@ class MemoryCorpus(ParallelCorpus):
         max_rows: Take only so many rows; None takes all.
         filter: Which pairs training leaves out; None leaves out none.
         src_tag: A token put before each source sentence, such as ``<2de>``.
+        label: What tables of scores and messages call it, to tell several of them apart.
 
     Raises:
         CorpusError: If ``rows`` is no list, as a stream, a table of pandas or several splits at once.
-        ValueError: As of ``ParallelCorpus``.
+        ValueError: As of ``ParallelCorpus``, or if ``label`` is empty.
 
     Example:
         >>> corpus = MemoryCorpus([("I love cats", "나는 고양이를 좋아해")], src="en", tgt="ko")
@@ -42,11 +43,19 @@ class MemoryCorpus(ParallelCorpus):
         max_rows: int | None = None,
         filter: PairFilter | None = None,
         src_tag: str | None = None,
+        label: str = "text in memory",
     ) -> None:
         _check_kind(rows)
         check_two_names(src, tgt)
-        super().__init__("text in memory", src, tgt, max_rows=max_rows, filter=filter, src_tag=src_tag)
+        if not label.strip():
+            raise ValueError("label must name the text, got an empty one")
+        super().__init__(label, src, tgt, max_rows=max_rows, filter=filter, src_tag=src_tag)
         self._rows = rows
+
+    @property
+    def label(self) -> str:
+        """The name for tables, as it was given."""
+        return str(self.path)
 
     def open(self) -> Source:
         """The rows as they are."""

@@ -156,8 +156,12 @@ class LineReader:
         return CorpusError(f"{self.path} {what} after line {self.line}: {error}")
 
     def _skip(self, offset: int) -> None:
-        if self._file is self._raw:
-            self._file.seek(offset)
+        if self._file is self._raw and offset:
+            try:
+                self._file.seek(offset)
+            except OSError:  # of a pipe
+                message = f"{self.path} cannot be read again from the middle: write the text to a file"
+                raise CorpusError(message) from None
             self.bytes = offset
         try:
             while self.bytes < offset and (block := self._file.read(min(_BLOCK, offset - self.bytes))):

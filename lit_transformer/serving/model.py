@@ -152,10 +152,6 @@ class ServedModel:
         if job.src_tag is not None and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
-        for number, text in enumerate(job.texts, 1):
-            if job.src_tag is not None and _own_tag(text, tags) not in (None, job.src_tag):
-                sentence = f'text {number} begins with a tag other than "src_tag"; take one of them away'
-                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
         if _looks_inside(job) and self.translator.tokenizer.is_blank(job.texts[0]):
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the text is empty; give a sentence to look at")
         longest = self.translator.max_length
@@ -214,14 +210,8 @@ def _sources(job: Job) -> tuple[str, ...]:
     """The texts as the model reads them."""
     if job.src_tag is None:
         return job.texts
-    return tuple(
-        f"{job.src_tag} {text}" if text.strip() and _own_tag(text, [job.src_tag]) is None else text
-        for text in job.texts
-    )
-
-
-def _own_tag(text: str, tags: Sequence[str]) -> str | None:
-    return next((tag for tag in tags if text.lstrip().startswith(tag)), None)
+    tag = job.src_tag
+    return tuple(text if not text.strip() or text.lstrip().startswith(tag) else f"{tag} {text}" for text in job.texts)
 
 
 def _result(text: str, found: list[Translation]) -> dict[str, Any]:

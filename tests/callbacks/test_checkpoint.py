@@ -267,6 +267,20 @@ def test_an_interruption_leaves_the_checkpoints_of_a_run_that_was_never_stopped(
     assert found == [[4, 5], [4, 5, 7], [8, 12]]
 
 
+def test_what_is_written_as_the_last_does_not_remove_what_is_left_of_an_interruption(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 5:
+                raise KeyboardInterrupt
+
+    checkpoint = StepCheckpoint(tmp_path, "step={step}", "step", auto_insert_metric_name=False, save_last=True,
+                                every_n_train_steps=4, save_on_exception=True)  # fmt: skip
+    run = trainer(Stop(), checkpoint, max_steps=12, max_epochs=-1, limit_val_batches=0, enable_checkpointing=True)
+    with contextlib.suppress(SystemExit):
+        run.fit(Module(), Data())
+    assert {path.name for path in tmp_path.iterdir()} == {"step=4.ckpt", "step=5.ckpt", "last.ckpt"}
+
+
 def test_what_a_single_process_of_several_fails_with_asks_the_others_for_nothing(tmp_path: Path) -> None:
     """They wait for it somewhere else, so that a checkpoint of all would never end."""
     checkpoint = StepCheckpoint(tmp_path, save_on_exception=True)
@@ -292,8 +306,9 @@ def test_a_folder_that_was_moved_goes_on_with_its_best(project: Path) -> None:
     before = ranked(project / "a", max(path.name for path in (project / "a/checkpoints").iterdir()))
     shutil.move(project / "a", project / "b")
     after = fit(project / "b", *options, "--trainer.max_steps=10", "--ckpt_path=last")
-    best = of_callback(project / "b", after[-1])
-    assert Path(best["dirpath"]) == project / "b/checkpoints"
+    steps = {torch.load(project / "b/checkpoints" / name, weights_only=True)["global_step"]: name for name in after}
+    best = of_callback(project / "b", steps[max(steps)])
+    assert Path(best["dirpath"]) == (project / "b/checkpoints").absolute()
     known = {Path(name).name for name in best["best_k_models"]}
     assert len(known) == 2
     assert len(after) <= 3, "those that are not among the best any more are removed, but for the last"

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from standins import Data, Module, trainer
 
+from lit_transformer.adam import PAPER_RATE
 from lit_transformer.callbacks.warmup import InverseSqrtWarmup
 
 
@@ -166,7 +167,7 @@ def test_a_cooldown_that_does_not_come_is_told(max_epochs: int, told: bool, capl
     assert (message in caplog.text) == told
 
 
-@pytest.mark.parametrize(("lr", "is_told"), [(0.001, True), ((16 * 4) ** -0.5, False)])
+@pytest.mark.parametrize(("lr", "is_told"), [(0.001, True), ((16 * 4) ** -0.5, False), (PAPER_RATE, False)])
 def test_a_rate_that_d_model_overrides_is_told(lr: float, is_told: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         trainer(InverseSqrtWarmup(4, d_model=16), max_epochs=1).fit(Module(lr=lr), Data())

@@ -148,3 +148,13 @@ def test_the_teaching_text_keeps_the_mark_of_its_first_release():
             json.dumps([{"en": en, "ko": ko} for en, ko in TeachingCorpus("validation")]).encode()
         ).hexdigest()
     ]
+
+
+def test_several_are_told_apart_by_their_labels():
+    talks, news = (MemoryCorpus([("a", "b")], label=label) for label in ("talks", "news"))
+    assert (talks.label, news.label) == ("talks", "news")
+    assert str(news) == "MemoryCorpus(news, en-de)"
+    assert MemoryCorpus([("a", "b")], label="en-de/news").label == "en-de/news"
+    with pytest.raises(ValueError, match="label must name the text"):
+        MemoryCorpus([("a", "b")], label=" ")
+    assert MemoryCorpus([("a", "b")]).label == "text in memory"

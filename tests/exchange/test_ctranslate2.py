@@ -17,6 +17,7 @@ from tiny_run import tiny_run as tiny_run
 from transformers import AutoTokenizer
 
 from lit_transformer import Translator
+from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.exchange import export_ctranslate2, load_translator
 from lit_transformer.exchange.engine import converted
@@ -158,6 +159,14 @@ def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tm
         expected = Translator.from_pretrained(tmp_path / "now.ckpt", search=GreedySearch())(lines)
         assert load_translator(tmp_path / "now.ckpt", "ctranslate2", search=GreedySearch())(lines) == expected
         assert len(list(cache.iterdir())) == 1
+
+
+def test_a_conversion_that_is_gone_is_named(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
+    """As when another process has converted the same checkpoint, which has changed meanwhile."""
+    translator = load_translator(tiny_run, "ctranslate2")
+    shutil.rmtree(translator.folder)
+    with pytest.raises(CheckpointError, match=r"is gone, as when the checkpoint .* has changed; load it again"):
+        translator(["a"])
 
 
 def test_the_checkpoint_that_names_a_conversion_is_the_one_converted(

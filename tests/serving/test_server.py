@@ -216,6 +216,11 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
         (["pyproject.toml"], 1, "pyproject.toml is not a checkpoint file"),
         (["."], 1, "no readable checkpoint"),
         (["x", "--penalty_kind", "none"], 2, "'gnmt', 'power'"),
+        (
+            ["x", "--batch_timeout", "50"],
+            1,
+            "--batch_timeout 50 lets every request wait for company until --timeout 30",
+        ),
         (["x", "--port", "70000"], 2, "a port from 0 to 65535"),
         (["x", "--timeout", "0"], 2, "seconds above 0"),
         (["x", "--batch_timeout", "-1"], 2, "0 or more"),

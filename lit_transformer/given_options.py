@@ -1,0 +1,73 @@
+"""What a command line of training says that parses well and still is not what its writer meant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from lit_transformer.errors import InputError
+
+_PARTS = ("train", "val", "test", "predict")
+
+
+def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
+    """Refuses options that would change something else than they seem to.
+
+    Args:
+        config: The parsed configuration of the subcommand.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        given: The command line.
+
+    Raises:
+        InputError: If one part of several corpora is to be changed, or the folder of the run is not where its
+            ``config.yaml`` lies.
+    """
+    names = [option.partition("=")[0].removeprefix("--") for option in given if option.startswith("--")]
+    _check_corpora(config, names)
+    if subcommand != "fit" and config.get("init_from") is not None:
+        if "init_from" in names:
+            raise InputError(
+                f"--init_from is for fit: let {subcommand} take the model by --ckpt_path {config.init_from}"
+            )
+        config.init_from = None  # what the run began with
+    if subcommand != "fit" or config.get("ckpt_path") in ("last", "best"):
+        _check_folder(config, names, _values(given, "--config"))
+
+
+def _check_corpora(config: Any, names: Sequence[str]) -> None:
+    """A part of a list of corpora has no place on the command line, where it would change the last one alone."""
+    data = config.data.get("init_args") or {}
+    for part in _PARTS:
+        corpora = data.get(part)
+        changed = [name for name in names if name.startswith((f"data.{part}.", f"data.init_args.{part}."))]
+        if changed and isinstance(corpora, list) and len(corpora) > 1:
+            raise InputError(
+                f"--{changed[0]} would change the last one of {len(corpora)} corpora of data.{part} alone: write the "
+                "list in a YAML file and give that by --config"
+            )
+
+
+def _check_folder(config: Any, names: Sequence[str], files: Sequence[str]) -> None:
+    """A run that was moved has a configuration that still names the old folder, where another run may be now."""
+    if "trainer.default_root_dir" in names or config.get("ckpt_path") not in (None, "last", "best"):
+        return
+    for file in map(Path, files):
+        if file.name != "config.yaml" or not (file.parent / "checkpoints").is_dir():
+            continue
+        stored = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("trainer") or {}
+        root = str(config.trainer.default_root_dir)
+        if str(stored.get("default_root_dir")) == root and Path(root).resolve() != file.parent.resolve():
+            raise InputError(
+                f"{file} says that its run is in {root}, but it lies in {file.parent}: if the run was moved, add "
+                f"--trainer.default_root_dir {file.parent}"
+            )
+
+
+def _values(given: Sequence[str], option: str) -> list[str]:
+    """All values of an option that may be given several times."""
+    found = [item.partition("=")[2] for item in given if item.startswith(f"{option}=")]
+    return found + [value for item, value in pairwise(given) if item == option]
