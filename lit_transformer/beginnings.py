@@ -49,12 +49,13 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         CheckpointError: If there are no such weights, or the configuration says another network.
         InputError: If the configuration has no place for them.
     """
-    given, init_from = config.get("ckpt_path"), config.get("init_from")
+    given = config.get("ckpt_path")
     kept = _folder_of_checkpoints(config) or root
     if subcommand == "fit":
         if given is not None:  # then a run goes on, however it began
             _resume(config, _checkpoint(given, kept))
             return None
+        init_from = config.get("init_from")
         return None if init_from is None else _begin(config, init_from, root)
     if given not in (None, "last", "best") and holds_model(path := local_folder(given)):
         return _score(config, given, path)
@@ -66,7 +67,7 @@ def _folder_of_checkpoints(config: Any) -> Path | None:
     """Where the run keeps its checkpoints, if not in its own folder: by the first callback that writes them."""
     listed = config.trainer.callbacks or []
     for callback in listed if isinstance(listed, list) else [listed]:
-        module, _, name = callback["class_path"].rpartition(".")
+        module, _, name = callback["class_path"].rpartition(".")  # parsed, so it is there, perhaps in a script
         if issubclass(getattr(importlib.import_module(module), name), ModelCheckpoint):  # in place of ours
             dirpath = (callback.get("init_args") or {}).get("dirpath")
             return Path(dirpath).expanduser() if dirpath else None

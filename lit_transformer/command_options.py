@@ -92,20 +92,22 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
 
 
 def needs_cpu(options: argparse.Namespace) -> bool:
-    """Whether the weights are to have a precision that torch computes with on CPUs alone."""
-    return bool(options.precision == "int8" and options.engine == "torch")
+    """Whether the network is to be compiled, or to have a precision that torch computes with on CPUs alone."""
+    is_compiled: bool = getattr(options, "compile", False)  # not every command has it
+    return is_compiled or bool(options.precision == "int8" and options.engine == "torch")
 
 
-def usable_device(name: str | None) -> str:
-    """The device of that name, or the best one.
+def device_of(options: argparse.Namespace) -> str:
+    """The device that the options name, or else the best one that can do what they ask for.
 
     Raises:
         InputError: If there is no such device here.
     """
     import torch
 
+    name = options.device
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and not needs_cpu(options) else "cpu"
     try:
         device = torch.zeros(1, device=name)
         device.item()  # some devices hold shapes alone

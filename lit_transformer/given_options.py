@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
 from lit_transformer.errors import InputError
+from lit_transformer.parser import configuration_files
 
 _PARTS = ("train", "val", "test", "predict")
 
@@ -35,7 +35,7 @@ def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
             )
         config.init_from = None  # what the run began with
     if subcommand != "fit" or config.get("ckpt_path") in ("last", "best"):
-        _check_folder(config, names, _values(given, "--config"))
+        _check_folder(config, names, configuration_files(given))
 
 
 def _check_corpora(config: Any, names: Sequence[str]) -> None:
@@ -51,11 +51,11 @@ def _check_corpora(config: Any, names: Sequence[str]) -> None:
             )
 
 
-def _check_folder(config: Any, names: Sequence[str], files: Sequence[str]) -> None:
+def _check_folder(config: Any, names: Sequence[str], files: Iterable[Path]) -> None:
     """A run that was moved has a configuration that still names the old folder, where another run may be now."""
     if "trainer.default_root_dir" in names or config.get("ckpt_path") not in (None, "last", "best"):
         return
-    for file in map(Path, files):
+    for file in files:
         if file.name != "config.yaml" or not (file.parent / "checkpoints").is_dir():
             continue
         stored = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("trainer") or {}
@@ -65,9 +65,3 @@ def _check_folder(config: Any, names: Sequence[str], files: Sequence[str]) -> No
                 f"{file} says that its run is in {root}, but it lies in {file.parent}: if the run was moved, add "
                 f"--trainer.default_root_dir {file.parent}"
             )
-
-
-def _values(given: Sequence[str], option: str) -> list[str]:
-    """All values of an option that may be given several times."""
-    found = [item.partition("=")[2] for item in given if item.startswith(f"{option}=")]
-    return found + [value for item, value in pairwise(given) if item == option]

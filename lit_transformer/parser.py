@@ -7,7 +7,7 @@ import inspect
 import re
 import sys
 from argparse import Action, HelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -175,17 +175,22 @@ def plain_message(message: str) -> str:
     return re.sub(r"Expected an? (.*?)\.? Got value: ", r"expected \1, got ", text)
 
 
+def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
+    """The files that ``--config`` names on a command line, as far as they are there."""
+    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, attached = option.partition("=")
+        path = Path(attached or value)
+        if name in ("-c", "--config") and path.is_file():
+            yield path
+
+
 def check_yaml(arguments: Sequence[str]) -> None:
     """Names the configuration file and the line if one is not YAML; the parser would only quote the problem.
 
     Raises:
         InputError: If a file that ``--config`` names is not YAML.
     """
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = option.partition("=")
-        path = Path(attached or value)
-        if name not in ("-c", "--config") or not path.is_file():
-            continue
+    for path in configuration_files(arguments):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.MarkedYAMLError as error:

@@ -19,10 +19,9 @@ from lit_transformer.command_options import (
     add_engine_options,
     add_penalty_options,
     command_parser,
+    device_of,
     given_lines,
-    needs_cpu,
     positive,
-    usable_device,
     writing,
 )
 from lit_transformer.errors import InputError
@@ -134,7 +133,7 @@ def _load(options: argparse.Namespace) -> Translator:
         num_workers=options.num_workers,
         **({"compile": True} if options.compile else {}),
     )
-    return translator.to(usable_device(options.device or ("cpu" if options.compile or needs_cpu(options) else None)))
+    return translator.to(device_of(options))
 
 
 def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:

@@ -561,13 +561,18 @@ def test_the_best_checkpoint_is_found(project: Path) -> None:
     assert "plain knows no best checkpoint: train with --checkpoint.monitor val/bleu, or give a file" in unknown.err
 
 
-def test_predict_writes_what_test_scores(project: Path) -> None:
+def score_without_own_search(project: Path) -> None:
+    """Trains and scores a run whose module has no search, so that it is that of ``bleu``."""
     content = read_config(project / "tiny.yaml")
     del content["model"]["search"]
     content["bleu"] |= {"beam_size": 3, "length_penalty": 2.0, "penalty_kind": "power"}
     (project / "own.yaml").write_text(yaml.safe_dump(content))
     succeed("fit", "--config", "own.yaml")
     succeed("test", "--config", "run/config.yaml")
+
+
+def test_predict_writes_what_test_scores(project: Path) -> None:
+    score_without_own_search(project)
     succeed("predict", "--config", "run/config.yaml")
     assert (project / "run" / "predictions.txt").read_text() == (project / "run" / "test.hyp.txt").read_text()
 
@@ -637,12 +642,7 @@ def test_the_text_has_the_seed_of_everything_else(
 
 
 def test_predict_writes_as_many_translations_as_are_asked_for(project: Path) -> None:
-    content = read_config(project / "tiny.yaml")
-    del content["model"]["search"]
-    content["bleu"] |= {"beam_size": 3, "length_penalty": 2.0, "penalty_kind": "power"}
-    (project / "own.yaml").write_text(yaml.safe_dump(content))
-    succeed("fit", "--config", "own.yaml")
-    succeed("test", "--config", "run/config.yaml")
+    score_without_own_search(project)
     succeed("predict", "--config", "run/config.yaml", "--writer.n_best", "2")
     rows = [line.split("\t") for line in (project / "run" / "predictions.txt").read_text().split("\n")[:-1]]
     best = {number: text for number, text in reversed(rows)}

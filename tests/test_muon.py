@@ -98,7 +98,6 @@ def test_groups_may_say_whose_they_are() -> None:
         MuonAdam([{"params": [nn.Parameter(torch.zeros(4))], "muon": True}])
 
 
-@pytest.mark.skipif(torch.__version__ < "2.8", reason="this torch takes no names of parameters")
 def test_names_of_parameters_stay_beside_them() -> None:
     network = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
     optimizer = MuonAdam(network.named_parameters())

@@ -19,10 +19,9 @@ from lit_transformer.command_options import (
     add_engine_options,
     add_penalty_options,
     command_parser,
+    device_of,
     finite,
-    needs_cpu,
     positive,
-    usable_device,
 )
 from lit_transformer.errors import InputError
 
@@ -173,7 +172,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         penalty_kind=options.penalty_kind,
         max_length=options.max_length,
         precision=options.precision,
-        device=usable_device(options.device or ("cpu" if needs_cpu(options) else None)),
+        device=device_of(options),
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
         run=options.checkpoint,
