@@ -24,6 +24,16 @@ def class_path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def is_importable(class_path: str) -> bool:
+    """Whether another program can import a class of that name: one of a script or inside a function has none.
+
+    Example:
+        >>> is_importable("lit_transformer.Transformer"), is_importable("__main__.Mine")
+        (True, False)
+    """
+    return class_path.rpartition(".")[0] != "__main__" and "<locals>" not in class_path
+
+
 def import_class(class_path: str, base: type[T], what: str, folder: Path | None = None) -> type[T]:
     """The class of that import path.
 
@@ -37,7 +47,7 @@ def import_class(class_path: str, base: type[T], what: str, folder: Path | None 
         InputError: If the class cannot be imported, lies in ``folder``, or is not derived from ``base``.
     """
     module_name, _, class_name = class_path.rpartition(".")
-    if module_name == "__main__" or "<locals>" in class_path:
+    if not is_importable(class_path):
         raise InputError(
             f"the {what} class {class_path!r} was defined in a script, where nobody else can import it; move it into a "
             "module of its own and train from there"

@@ -7,7 +7,6 @@ times beam), ``L`` length of a hypothesis.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lit_transformer.arguments import RemembersArguments
 from lit_transformer.class_paths import class_path_of
 from lit_transformer.errors import InputError as InputError
 from lit_transformer.vocabulary import PAD_ID
@@ -40,7 +40,7 @@ class TranslationBatch:
         tgt: Target ids ``(B, T + 1)``, each row from BOS to EOS. Empty ``(B, 0)`` if there is no target.
         sources: Raw source sentences, ``B`` of them; left empty in training.
         references: Raw target sentences, ``B`` of them; left empty in training.
-        indices: Running numbers of the sentences in their corpus, ``B`` of them.
+        indices: Running numbers of the sentences in their corpus, ``B`` of them; left empty in training.
         cursor: Where the stream stands once this batch has been trained on; plain data.
     """
 
@@ -81,7 +81,11 @@ class TranslationBatch:
         return self.src.size(0)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TranslationBatch:
-        """The same batch with its tensors on ``device``."""
+        """The same batch with its tensors on ``device``; copies to a GPU never wait for it.
+
+        The GPU does its work in order, so that alone is safe; Lightning asks for it for plain tensors only.
+        """
+        non_blocking = non_blocking or torch.device(device).type == "cuda"
         return replace(
             self,
             src=self.src.to(device, non_blocking=non_blocking),
@@ -131,7 +135,7 @@ class DecoderState(ABC):
         """
 
 
-class TranslationNetwork(nn.Module, ABC):
+class TranslationNetwork(RemembersArguments, nn.Module, ABC):
     """A network that maps source ids and a target prefix to scores for the next token.
 
     Any subclass can be trained by ``LitTransformer`` and decoded by any ``Search``. The arguments of its
@@ -144,29 +148,6 @@ class TranslationNetwork(nn.Module, ABC):
 
     vocab_size: int
     max_length: int | None = None
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> TranslationNetwork:
-        """Records the constructor's arguments, defaults included, before the constructor runs."""
-        network = super().__new__(cls)
-        signature = inspect.signature(cls.__init__)
-        try:
-            bound = signature.bind(network, *args, **kwargs)
-        except TypeError:  # copy and pickle make an empty object first; wrong arguments fail in __init__
-            return network
-        bound.apply_defaults()
-        values = dict(bound.arguments)
-        values.pop(next(iter(signature.parameters)))
-        for name, parameter in signature.parameters.items():
-            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-                values.update(values.pop(name))
-            elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and (nameless := values.pop(name)):
-                raise TypeError(
-                    f"{cls.__name__} got {len(nameless)} arguments without a name in *{name}: give them by name, so "
-                    "that a checkpoint can say how to build the network again"
-                )
-        object.__setattr__(network, "init_args", values)
-        return network
 
     @property
     def spec(self) -> dict[str, Any]:

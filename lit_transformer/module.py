@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lit_transformer.adam import fuse_on_cpu
 from lit_transformer.adam import paper_adam as paper_adam
+from lit_transformer.class_paths import is_importable
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
@@ -58,6 +59,21 @@ def _word_tables(network: TranslationNetwork) -> list[Tensor]:
     return found
 
 
+def check_room(network: TranslationNetwork, datamodule: object) -> None:
+    """Refuses a network that cannot represent the longest sentence of the data, where both say how long.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    longest = getattr(getattr(datamodule, "limits", None), "max_length", None)
+    room = getattr(network, "max_length", None)
+    if isinstance(longest, int) and isinstance(room, int) and room < longest:
+        raise InputError(
+            f"model.network.max_length={room} has no room for sentences of data.max_length={longest} tokens; "
+            "make the one larger or the other smaller"
+        )
+
+
 def _is_plain(value: object) -> bool:
     """Whether a value can go into a checkpoint that loads without running code."""
     if isinstance(value, dict):
@@ -79,7 +95,9 @@ class LitTransformer(L.LightningModule):
     (``accumulate_grad_batches``) and processes: gradients are sums over tokens, divided once by the number of tokens
     of all of them, before clipping. The same holds for a ``criterion`` and for an own ``compute_loss``, which give
     means. A subclass that has its own ``on_before_optimizer_step`` calls this one first, and finds the means then;
-    that of a callback comes before it, and still sees sums.
+    that of a callback comes before it, and still sees sums. The other hooks that a subclass overrides have to
+    call this class's too. With ``automatic_optimization=False`` none of this is done, and gradients are those of the
+    loss that the subclass gives to ``manual_backward``.
 
     Source: Vaswani et al. 2017, sections 5.3 (optimizer) and 5.4 (label smoothing).
 
@@ -144,8 +162,12 @@ class LitTransformer(L.LightningModule):
             self.save_hyperparameters(ignore=["network"])
         for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
             del self.hparams[name]
-        if _is_plain(network.spec):
-            self.save_hyperparameters({"network": network.spec, "_instantiator": _REBUILD})
+        if plan := self._building_plan(network):
+            self.save_hyperparameters(plan)
+
+    def _building_plan(self, network: TranslationNetwork) -> dict[str, Any]:
+        """What a checkpoint needs to build the network again, where that can be said in plain data."""
+        return {"network": network.spec, "_instantiator": _REBUILD} if _is_plain(network.spec) else {}
 
     def configure_model(self) -> None:
         """Divides the network over all processes, where the strategy is Lightning's ``ModelParallelStrategy``."""
@@ -164,11 +186,16 @@ class LitTransformer(L.LightningModule):
         """
         real = batch.labels != PAD_ID
         labels = batch.labels[real]  # (N,)
-        is_plain = self.criterion is None and type(self).forward is LitTransformer.forward
-        if is_plain and _ends_in_a_product(self.network, self._sharded is not None):
+        if self._may_skip_logits() and _ends_in_a_product(self.network, self._sharded is not None):
             return self.loss_of_features(self._features(self.network, batch, real), labels)
         logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
         return self.loss_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
+
+    def _may_skip_logits(self) -> bool:
+        """Whether the loss is ours, which needs no logits of all tokens at once, or an own ``loss_of_features``."""
+        own, ours = type(self), LitTransformer
+        is_ours = own.loss_of_logits is ours.loss_of_logits or own.loss_of_features is not ours.loss_of_features
+        return is_ours and self.criterion is None and own.forward is ours.forward
 
     @property
     def output_weight(self) -> Tensor:
@@ -198,7 +225,7 @@ class LitTransformer(L.LightningModule):
     def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Notes how much the batch weighs; frees the gradients of the step before, for the memory's sake."""
         self._num_labels, self._means = batch.num_labels, None
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+        if self.automatic_optimization and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
@@ -212,7 +239,10 @@ class LitTransformer(L.LightningModule):
         self._totals = []
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Adds the gradient of a micro-batch, weighed by its target tokens."""
+        """Adds the gradient of a micro-batch, weighed by its target tokens; in manual optimization as it is."""
+        if not self.automatic_optimization:
+            super().backward(loss, *args, **kwargs)
+            return
         means = loss.new_zeros(2, dtype=torch.float32) if self._means is None else self._means
         self._totals.append(torch.cat((self._num_labels.view(1), means * self._num_labels)))
         super().backward(loss * (self._num_labels / _UNIT_TOKENS), *args, **kwargs)
@@ -221,9 +251,12 @@ class LitTransformer(L.LightningModule):
         """Turns sums of gradients into means over the target tokens of all micro-batches and processes.
 
         Lightning has divided them by the number of micro-batches, the strategy by the number of processes, and a
-        gradient scaler has been undone; clipping comes after.
+        gradient scaler has been undone; clipping comes after. Manual optimization keeps the gradients that it made.
         """
+        if not self.automatic_optimization:
+            return
         own = self._totals or [torch.zeros(3, device=self.device)]  # none where batches were skipped
+        self._totals = []
         totals = self.trainer.strategy.reduce(torch.stack(own).sum(0), reduce_op="sum")
         num_labels = totals[0].clamp(min=1)
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -259,6 +292,8 @@ class LitTransformer(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuses to train with a tokenizer of another size or other sides than the network, where both say theirs.
 
+        The same goes for sentences that are longer than the network can read.
+
         Warns where checkpoints will not say how to build the network, so that nothing but this program can use them.
 
         Raises:
@@ -271,7 +306,15 @@ class LitTransformer(L.LightningModule):
                     "checkpoints cannot say how to build the network, and translate, export and serve cannot read "
                     "them; take numbers, strings, booleans, lists and dicts"
                 )
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        class_path = str(self.network.spec.get("class_path", ""))
+        if not is_importable(class_path):
+            rank_zero_warn(
+                f"the network's class {class_path} was defined in a script, where nobody else can import it, so "
+                "translate, export and serve cannot read its checkpoints; move it into a module of its own"
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        tokenizer = getattr(data, "tokenizer", None)
+        check_room(self.network, data)
         for name in ("vocab_size", "src_vocab_size"):
             ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
             if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
@@ -318,7 +361,13 @@ class LitTransformer(L.LightningModule):
         self._release()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes sums yet to be logged, and tied weights once, even if they were gathered under several names."""
+        """Writes sums yet to be logged, and tied weights once, even if they were gathered under several names.
+
+        A subclass may have called ``save_hyperparameters`` in a way that forgets the network, or that keeps live
+        objects, with which no checkpoint loads safely.
+        """
+        kept = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if _is_plain(value)}
+        checkpoint["hyper_parameters"] = {**kept, **self._building_plan(self.network)}
         if self._since_logged is not None:
             checkpoint["train_totals"] = self._since_logged.tolist()
         if self._sharded is None:

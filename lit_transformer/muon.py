@@ -95,7 +95,8 @@ class MuonAdam(torch.optim.Optimizer):
         params = [params] if isinstance(params, Tensor) else params
         for is_muon in (True, False):
             own = [one for one in params if ((one[1] if isinstance(one, tuple) else one).ndim == 2) == is_muon]
-            super().add_param_group({**param_group, "params": own, "muon": is_muon})
+            if own:  # torch takes an empty group for one without names
+                super().add_param_group({**param_group, "params": own, "muon": is_muon})
 
     def leave_to_adam(self, parameters: Iterable[Tensor]) -> None:
         """Takes tables of words, such as embeddings, from Muon; to be called before the first step."""

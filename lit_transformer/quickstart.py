@@ -70,6 +70,7 @@ def run(arguments: list[str]) -> None:
     if any((root / "checkpoints").glob("*.ckpt")) and not _is_quickstart(root):
         raise InputError(f"{root} holds a run that is no quickstart, which would be lost: name another --output")
     fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]
+    fit += ["--trainer.devices", "1"]  # more would each start this program again
     if options.max_steps:
         for key in ("trainer.max_steps", "trainer.val_check_interval", "checkpoint.every_n_train_steps"):
             fit += [f"--{key}", str(options.max_steps)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -29,6 +32,16 @@ class TokenMean(Metric):
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("num_tokens", torch.zeros(()), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Any = "") -> TokenMean:
+        """Counts in float32 at least, also in a module of half precision (bf16-true), which cannot count to 1,000."""
+        super()._apply(fn, exclude_state)
+        for name in ("total", "num_tokens"):
+            state: Tensor = getattr(self, name)
+            wide = torch.promote_types(state.dtype, torch.float32)
+            setattr(self, name, state.to(wide))
+            self._defaults[name] = torch.zeros((), dtype=wide, device=state.device)
+        return self
 
     def update(self, mean: Tensor, num_tokens: Tensor) -> None:
         """Adds a batch: its mean per token, and how many tokens it has."""

@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -43,7 +43,7 @@ from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
-from lit_transformer.module import LitTransformer
+from lit_transformer.module import LitTransformer, check_room
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
 
@@ -169,7 +169,7 @@ class TranslationCLI(LightningCLI):
                     callback.num_checkpoints = 1  # of one model; fit averages nothing
         if self.subcommand == "predict" and isinstance(self.model, LitTransformer) and not self.model.has_own_search:
             self.model.search = self._widened(self._scored_search())
-        self._check_lengths()
+        check_room(self.model.network, self.datamodule)
 
     def _scored_search(self) -> Search:
         """The search whose translations ``test`` scores, so that ``predict`` writes the same ones."""
@@ -191,15 +191,6 @@ class TranslationCLI(LightningCLI):
         widened = copy(search)
         widened.n_best = wanted
         return widened
-
-    def _check_lengths(self) -> None:
-        """Refuses a network that cannot represent the longest sentence of the data."""
-        longest, room = self.datamodule.limits.max_length, self.model.network.max_length
-        if room is not None and room < longest:
-            raise InputError(
-                f"model.network.max_length={room} has no room for sentences of data.max_length={longest} tokens; "
-                "make the one larger or the other smaller"
-            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the default callbacks that this subcommand needs."""
@@ -266,6 +257,7 @@ class TranslationCLI(LightningCLI):
         is_on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if is_on_cpu and str(self.trainer.precision).startswith("bf16") and not has_fast_bfloat16():
             logger.info("torch has no fast bfloat16 on this CPU: --trainer.precision 32-true trains many times as fast")
+        self._say_of_idle_gpus()
         self._say_when_it_validates()
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
@@ -275,6 +267,13 @@ class TranslationCLI(LightningCLI):
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._root.mkdir(parents=True, exist_ok=True)
             self._beginning.tokenizer.save(self._root / "tokenizer.json")
+
+    def _say_of_idle_gpus(self) -> None:
+        """One device is the default, so that a configuration's batch and score hold on every machine."""
+        found = CUDAAccelerator.auto_device_count() if isinstance(self.trainer.accelerator, CUDAAccelerator) else 0
+        if self.trainer.world_size < found:
+            message = "training on %d of %d GPUs: --config configs/trainer/ddp.yaml takes all of them"
+            logger.info(message, self.trainer.world_size, found)
 
     def _say_when_it_validates(self) -> None:
         """Lightning counts batches between validations, where all else here counts optimizer steps."""

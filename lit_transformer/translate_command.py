@@ -133,7 +133,8 @@ def _load(options: argparse.Namespace) -> Translator:
         num_workers=options.num_workers,
         **({"compile": True} if options.compile else {}),
     )
-    return translator.to(device_of(options))
+    may_choose_gpu = options.device is not None or (options.num_workers or 1) == 1  # workers search on the CPU
+    return translator.to(device_of(options) if may_choose_gpu else "cpu")
 
 
 def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:

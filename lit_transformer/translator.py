@@ -46,8 +46,8 @@ class Translator:
         max_tokens: Budget of a batch, in source tokens with padding.
         max_length: Longer source sentences are cut to this many tokens, EOS included, with a warning. A network with
             a ``max_length`` of its own may lower it.
-        precision: Of weights and arithmetic: ``float32``, ``bf16`` (half the memory traffic) or ``int8`` (a quarter,
-            CPUs only). The lower ones are faster and change a few words.
+        precision: Of weights and arithmetic: ``float32``, ``bf16`` (on CPUs half the memory traffic; elsewhere
+            automatic mixed precision) or ``int8`` (a quarter, CPUs only). The lower ones change a few words.
         num_workers: Processes that search side by side in ``translate``, on Linux and the CPU; 1 searches in this
             process, None starts one for each core if there are many lines.
         compile: Whether to compile decoding steps with the machine's C compiler: on CPUs and in ``float32`` or
@@ -113,6 +113,13 @@ class Translator:
             ValueError: If the network was built with arguments that JSON cannot hold.
         """
         return write_model(self.network, self.tokenizer, folder)
+
+    def notice_new_weights(self) -> None:
+        """Must be called by whoever changes weights of the network in place (``.data``) between two translations.
+
+        A network that is in training when it is asked to translate is looked at anew each time.
+        """
+        self._prepared = None
 
     def to(self, device: torch.device | str) -> Translator:
         """Moves the network to a device."""
@@ -264,6 +271,8 @@ class Translator:
         if self.precision == "bf16" and self._device.type == "cpu" and not (self._has_warned or has_fast_bfloat16()):
             self._has_warned = True
             logger.warning("torch has no fast bfloat16 on this CPU: float32 is many times as fast")
+        if self.network.training:  # its weights change, perhaps in ways that leave no trace
+            self._prepared = None
         if self._prepared is not None and self._prepared.is_current():
             return self._prepared
         network, precision, reason = self.network, self.precision, obstacle(self.network)

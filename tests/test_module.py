@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from lit_transformer.data import TeachingCorpus, TranslationDataModule
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import SentencePair, TranslationBatch, TranslationNetwork
+from lit_transformer.loss import SmoothedLoss
 from lit_transformer.metrics import CorpusBLEU
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import PreparedTransformer, Transformer
@@ -145,6 +147,53 @@ def test_only_our_own_output_layer_is_taken_apart(monkeypatch: pytest.MonkeyPatc
         if change is not compiled:  # no compiler is needed to see which way is taken
             assert module.compute_loss(batch) != "chunked"
         assert not module_file._ends_in_a_product(module.network)
+
+
+class HalfOfLogits(LitTransformer):
+    def loss_of_logits(self, logits: Tensor, labels: Tensor) -> Any:
+        loss, nll = super().loss_of_logits(logits, labels)
+        return SmoothedLoss(loss / 2, nll)
+
+
+class HalfOfFeatures(HalfOfLogits):
+    def loss_of_features(self, features: Tensor, labels: Tensor) -> Any:
+        return self.loss_of_logits(features @ self.output_weight.T, labels)
+
+
+@pytest.mark.parametrize("kind", [HalfOfLogits, HalfOfFeatures])
+def test_an_own_loss_of_either_kind_counts(kind: type[LitTransformer]) -> None:
+    network, batch = Transformer(V, **SMALL), make_batch(make_pairs(5))
+    half, whole = kind(network).compute_loss(batch), LitTransformer(network).compute_loss(batch)
+    torch.testing.assert_close(half.loss, whole.loss / 2)
+    torch.testing.assert_close(half.nll, whole.nll)
+
+
+class Manual(LitTransformer):
+    """Steps its optimizer itself, by the plain mean of two batches."""
+
+    def __init__(self, network: TranslationNetwork) -> None:
+        super().__init__(network, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
+        self.automatic_optimization = False
+
+    def training_step(self, batch: TranslationBatch, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        self.manual_backward(self.compute_loss(batch).loss / 2)
+        if batch_idx % 2:
+            optimizer.step()
+            self.zero_grad()
+
+
+def test_manual_optimization_has_the_gradients_that_it_makes() -> None:
+    batches = [make_batch(make_pairs(count)) for count in (2, 6, 3, 5)]
+    module = Manual(Transformer(V, **SMALL))
+    expected = copy.deepcopy(module.network)
+    descent = torch.optim.SGD(expected.parameters(), lr=0.5)
+    for pair in (batches[:2], batches[2:]):
+        sum(reference_loss(expected, batch, 0.1) / 2 for batch in pair).backward()  # type: ignore[union-attr]
+        descent.step()
+        descent.zero_grad()
+    fit(module, batches, max_epochs=1)
+    torch.testing.assert_close(module.network.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-6)
 
 
 def test_label_smoothing_is_checked() -> None:
@@ -457,6 +506,26 @@ class BuildsItsOwn(LitTransformer):
         self.width, self.names = width, names
 
 
+class RemembersAll(LitTransformer):
+    """Keeps its arguments as Lightning's documentation does, live objects too."""
+
+    def __init__(self, network: TranslationNetwork, temperature: float = 1.0) -> None:
+        super().__init__(network)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.save_hyperparameters()
+        self.temperature = temperature
+
+
+class RemembersAllButTheNetwork(LitTransformer):
+    """Keeps its arguments as Lightning advises for modules."""
+
+    def __init__(self, network: TranslationNetwork, temperature: float = 1.0) -> None:
+        super().__init__(network)
+        self.save_hyperparameters(ignore=["network"])
+        self.temperature = temperature
+
+
 class CustomNetwork(Transformer):
     """A network class of its own, with an argument that Transformer does not have."""
 
@@ -504,8 +573,10 @@ def is_plain(value: object) -> bool:
         LitTransformer(Transformer(V, tie="none", norm="pre", positions="learned", max_length=40, **SMALL)),
         PlainArguments(Transformer(V, **SMALL), temperature=2.5, label_smoothing=0.3),
         BuildsItsOwn(width=32, names=["a", "b"]),
+        RemembersAll(Transformer(V, **SMALL), temperature=2.5),
+        RemembersAllButTheNetwork(Transformer(V, **SMALL), temperature=2.5),
     ],
-    ids=["plain", "network", "learned", "subclass", "owner"],
+    ids=["plain", "network", "learned", "subclass", "owner", "all", "but_network"],
 )
 def test_built_by_hand_it_loads_by_itself(tmp_path: Path, module: LitTransformer) -> None:
     content = save(module, tmp_path / "x.ckpt")
@@ -552,7 +623,10 @@ def test_a_network_with_live_arguments_is_not_described(tmp_path: Path) -> None:
             self.part = part
 
     module = LitTransformer(Wrapped(nn.Linear(2, 2)))
-    with pytest.warns(UserWarning, match="argument part of Wrapped is no plain data .Linear., so checkpoints cannot"):
+    with (
+        pytest.warns(UserWarning, match="argument part of Wrapped is no plain data .Linear., so checkpoints cannot"),
+        pytest.warns(UserWarning, match="the network's class .*Wrapped was defined in a script, where nobody else"),
+    ):
         content = save(module, tmp_path / "x.ckpt")
     assert "network" not in content["hyper_parameters"]
 
@@ -777,6 +851,24 @@ def test_a_network_of_another_vocabulary_than_the_data_is_refused(
     trainer = L.Trainer(max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(InputError, match=rf"the network has .*{name}, but the tokenizer of the data 600"):
         trainer.fit(LitTransformer(network), data)
+
+
+def test_a_network_that_is_too_short_for_the_data_is_refused(own_folder: None) -> None:
+    corpus = TeachingCorpus("validation", max_rows=50)
+    data = TranslationDataModule(train=corpus, val=corpus, vocab_size=600, max_tokens=512)
+    network = Transformer(600, num_layers=1, d_model=8, d_ff=16, num_heads=2, positions="learned", max_length=100)
+    with pytest.raises(InputError, match=r"network.max_length=100 has no room for sentences of data.max_length=256"):
+        make_trainer(max_steps=1).fit(LitTransformer(network), data)
+
+
+def test_means_in_half_precision_count_all_tokens() -> None:
+    module = LitTransformer(Transformer(V, **SMALL)).to(torch.bfloat16)
+    for _ in range(1000):
+        module.val_loss.update(torch.tensor(3.0, dtype=torch.bfloat16), torch.tensor(1001))
+    assert module.val_loss.num_tokens == 1_001_000
+    assert module.val_loss.compute() == 3
+    module.val_loss.reset()
+    assert module.val_loss.total.dtype == module.double().val_loss.total.float().dtype == torch.float32
 
 
 def test_one_loss_that_is_no_number_spoils_the_mean() -> None:

@@ -90,10 +90,10 @@ def test_groups_may_say_whose_they_are() -> None:
     one, two, three = (nn.Parameter(torch.zeros(4, 4)) for _ in range(3))
     optimizer = MuonAdam([{"params": [one], "muon": False, "lr": 0.5}, {"params": [two, three]}])
     kinds = [(group["muon"], len(group["params"]), group["lr"]) for group in optimizer.param_groups]
-    assert kinds == [(False, 1, 0.5), (True, 2, 0.001), (False, 0, 0.001)]
+    assert kinds == [(False, 1, 0.5), (True, 2, 0.001)]
     optimizer.leave_to_adam([three])
     kinds = [(group["muon"], len(group["params"]), group["lr"]) for group in optimizer.param_groups]
-    assert kinds == [(False, 1, 0.5), (True, 1, 0.001), (False, 0, 0.001), (False, 1, 0.001)]
+    assert kinds == [(False, 1, 0.5), (True, 1, 0.001), (False, 1, 0.001)]
     with pytest.raises(ValueError, match=r"Muon is for matrices, and a parameter has the shape \(4,\)"):
         MuonAdam([{"params": [nn.Parameter(torch.zeros(4))], "muon": True}])
 
@@ -104,6 +104,14 @@ def test_names_of_parameters_stay_beside_them() -> None:
     optimizer.leave_to_adam([network[0].weight])
     assert [group["param_names"] for group in optimizer.param_groups] == [["1.weight"], ["1.bias"], ["0.weight"]]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1, 1]
+
+
+def test_named_groups_of_matrices_or_of_vectors_alone() -> None:
+    named = dict(nn.Linear(4, 4).named_parameters())
+    groups = [{"params": [("weight", named["weight"])]}, {"params": [("bias", named["bias"])], "weight_decay": 0.1}]
+    optimizer = MuonAdam(groups)
+    kinds = [(group["muon"], group["param_names"], group["weight_decay"]) for group in optimizer.param_groups]
+    assert kinds == [(True, ["weight"], 0.0), (False, ["bias"], 0.1)]
 
 
 @pytest.mark.parametrize(

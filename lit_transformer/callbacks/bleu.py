@@ -41,7 +41,8 @@ class BLEUEvaluation(Callback):
     bootstrap resampling, the same for every number of processes. Of several corpora they also score each on its own.
 
     A ``search`` that the module was given is what is scored, as it is what ``predict`` writes; the four arguments of
-    the beam search count where it has none.
+    the beam search count where it has none. A module of one's own needs ``LitTransformer``'s ``generate(src, search)``,
+    and the batches of its data ``sources``, ``references`` and ``indices``.
 
     Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
 
@@ -238,6 +239,12 @@ class BLEUEvaluation(Callback):
             raise MisconfigurationException(
                 f"{type(self).__name__} scores one set of sentences, but the trainer got several dataloaders; pass one"
             )
+        for name in ("sources", "references"):
+            if len(getattr(batch, name)) != len(batch):
+                raise MisconfigurationException(
+                    f"{type(self).__name__} scores text, but a batch of {len(batch)} sentences has "
+                    f"{len(getattr(batch, name))} {name}; let the data module hand on the raw lines"
+                )
         found = zip(self._translate(trainer, pl_module, batch.src), batch.blank, strict=True)
         texts = ["" if is_blank else one_line(text) for text, is_blank in found]
         references = [one_line(text) for text in batch.references]  # scored as they are written

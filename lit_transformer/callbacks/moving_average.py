@@ -45,6 +45,7 @@ class MovingAverage(EMAWeightAveraging):
             super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._is_swapped = False
+            self._latest_update_step, self._latest_update_epoch = 0, -1  # perhaps those of an earlier training
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the module the average."""

@@ -31,8 +31,9 @@ class AttentionPictures(Callback):
 
     Watch how heads find the words that they translate: that is when the loss begins to fall for good. Works with
     every logger that takes pictures, by ``add_figure`` (TensorBoard) or ``log_image`` (Weights & Biases), and needs the
-    extra ``plot``, for TensorBoard ``tensorboard`` too. Only the first process draws; the others do not wait for it. In
-    a configuration::
+    extra ``plot``, for TensorBoard ``tensorboard`` too. Only the first process draws; the others do not wait for it.
+    A module of one's own needs ``LitTransformer``'s ``network`` and, without ``targets``, ``generate(src, search)``.
+    In a configuration::
 
         trainer:
           logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: runs/tiny}}

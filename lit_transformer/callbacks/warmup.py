@@ -87,6 +87,11 @@ class InverseSqrtWarmup(Callback):
         """
         return min(1.0, max(0, max_steps - step + 1) / (self.cooldown_steps + 1)) if self.cooldown_steps else 1.0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forgets an earlier training with this same object; what a checkpoint knows comes after."""
+        if stage == "fit":
+            self._configured, self._share = [], 1.0
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses to run beside another scheduler, which would overwrite the rates, or to cool down to no step."""
         if trainer.lr_scheduler_configs:

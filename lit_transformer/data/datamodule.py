@@ -141,6 +141,7 @@ class TranslationDataModule(L.LightningDataModule):
         self._choice = TokenizerChoice(tokenizer, tokenizer_path, vocab_size, src_vocab_size, tags)
         self.cursor: Cursor = start_of(0, num_lanes)
         self._dropped = DroppedRows()
+        self._given_limit: int | float | None = None  # the trainer's limit_val_batches, while it is 0
 
     @property
     def dropped(self) -> Counter[str]:
@@ -188,8 +189,16 @@ class TranslationDataModule(L.LightningDataModule):
         self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
         others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
         trainer.callbacks = [StreamPosition(self), *others]
-        if not self.corpora["val"]:
+        is_ours = type(self).val_dataloader is TranslationDataModule.val_dataloader
+        if is_ours and not self.corpora["val"]:
+            self._given_limit = trainer.limit_val_batches
             trainer.limit_val_batches = 0  # the only way to say so that Lightning takes without a warning
+
+    def teardown(self, stage: str) -> None:
+        """Gives the trainer its own limit back, so that it can validate with other data afterwards."""
+        trainer: Any = self._running
+        if stage == "fit" and trainer is not None and self._given_limit is not None:
+            trainer.limit_val_batches, self._given_limit = self._given_limit, None
 
     def train_dataloader(self) -> TrainingBatches:
         """The endless stream, or one pass of it, from the cursor on; without a Trainer one pass each time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lit_transformer.arguments import RemembersArguments
 from lit_transformer.class_paths import class_path_of, import_class
 from lit_transformer.data.locks import locked
 from lit_transformer.data.sentencepiece import CharacterRules, SentencePieceModel, assembled
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 _FORMAT, _VERSION = "lit_transformer.SubwordTokenizer", 1
 
 
-class SubwordTokenizer:
+class SubwordTokenizer(RemembersArguments):
     """Turns sentences into ids of a learned vocabulary and ids back into sentences.
 
     Text is brought to Unicode form NFC and cut into words that keep the space before them, so that decoding is
@@ -124,6 +126,17 @@ class SubwordTokenizer:
     def tags(self) -> list[str]:
         """The tokens that may stand before a source sentence."""
         return list(self.recipe["tags"])
+
+    @property
+    def own_arguments(self) -> dict[str, Any]:
+        """What a subclass takes beside the recipe, so that files and checkpoints bring it back."""
+        known = inspect.signature(SubwordTokenizer.__init__).parameters
+        return {name: value for name, value in self.init_args.items() if name not in known}
+
+    @property
+    def maker(self) -> dict[str, Any]:
+        """Class and own arguments of a subclass, which cuts text in its own way; plain data."""
+        return {"class_path": class_path_of(type(self)), "own_arguments": self.own_arguments}
 
     @property
     def is_trained(self) -> bool:
@@ -293,7 +306,7 @@ class SubwordTokenizer:
             "tokenizers": sides,
         }
         if type(self) is not SubwordTokenizer:
-            state["class_path"] = class_path_of(type(self))
+            state |= self.maker
         rules = {name: b64encode(one.rules.charsmap).decode() for name, one in self._sides.items() if one.rules}
         return {**state, "character_rules": rules} if rules else state
 
@@ -316,7 +329,7 @@ class SubwordTokenizer:
         if "class_path" in state:
             cls = import_class(str(state["class_path"]), cls, "tokenizer", folder)
         try:
-            tokenizer = cls(**state["recipe"])
+            tokenizer = cls.of_recipe(state["recipe"], state.get("own_arguments", {}))
             tokenizer.data_fingerprint = state["data_fingerprint"]
             rules = state.get("character_rules", {})
             tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
@@ -325,6 +338,25 @@ class SubwordTokenizer:
         except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
             raise InputError(f"damaged tokenizer state: {error!r}") from error
         return tokenizer
+
+    @classmethod
+    def of_recipe(cls, recipe: Mapping[str, Any], own_arguments: Mapping[str, Any]) -> SubwordTokenizer:
+        """An untrained tokenizer of this class, whose constructor is given what it takes of both.
+
+        Raises:
+            ValueError: If it sets something of the recipe to another value.
+        """
+        parameters = inspect.signature(cls.__init__).parameters
+        takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+        given = {name: value for name, value in {**recipe, **own_arguments}.items() if takes_all or name in parameters}
+        made = cls(**given)
+        other = [name for name, value in recipe.items() if made.recipe[name] != value]
+        if other:
+            raise InputError(
+                f"{cls.__name__} sets {other[0]} to {made.recipe[other[0]]} where {recipe[other[0]]} is needed; let "
+                "its constructor take it, and hand it on"
+            )
+        return made
 
     @classmethod
     def from_sentencepiece(
@@ -418,10 +450,12 @@ class SubwordTokenizer:
         """Takes over the vocabulary of a file that fits; else returns why it does not."""
         if not path.exists():
             return f"there is no {path} yet"
-        found = type(self).load(path)
+        found = SubwordTokenizer.load(path)  # of whatever class it is
         changed = [name for name, value in self.recipe.items() if found.recipe.get(name) != value]
         if changed:
             return f"{path} was made with another {', '.join(changed)}"
+        if found.maker != self.maker:
+            return f"{path} was made by {found.maker}, not by {self.maker}"
         if found.data_fingerprint != data_fingerprint:
             return f"{path} was made from other data"
         self._sides, self.data_fingerprint = found._sides, data_fingerprint

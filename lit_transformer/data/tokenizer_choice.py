@@ -111,12 +111,14 @@ class TokenizerChoice:
             recipe["vocab_size"] = self.vocab_size
         if self.src_vocab_size is not None and recipe["src_vocab_size"] is None:
             recipe["src_vocab_size"], recipe["joint"] = self.src_vocab_size, False
-        return tokenizer if tokenizer.is_trained or recipe == tokenizer.recipe else type(tokenizer)(**recipe)
+        if tokenizer.is_trained or recipe == tokenizer.recipe:
+            return tokenizer
+        return tokenizer.of_recipe(recipe, tokenizer.own_arguments)
 
     def _take_file(self, path: Path) -> None:
         found = SubwordTokenizer.load(path)
         self._check_sizes(found)
-        if self._has_recipe and found.recipe != self.tokenizer.recipe:
+        if self._has_recipe and (found.recipe, found.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
             raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
         self.tokenizer = found
 

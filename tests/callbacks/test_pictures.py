@@ -219,11 +219,12 @@ def test_of_two_processes_the_first_draws_alone(tmp_path: Path, strategy: str) -
     assert "needs a logger that takes pictures" in refused.stderr
 
 
-def test_a_network_without_attention_to_see_trains_on() -> None:
-    class Blind(Transformer):
-        def attention_maps(self, src: torch.Tensor, tgt_input: torch.Tensor) -> Any:
-            raise InputError("Blind has nothing to look at")
+class Blind(Transformer):
+    def attention_maps(self, src: torch.Tensor, tgt_input: torch.Tensor) -> Any:
+        raise InputError("Blind has nothing to look at")
 
+
+def test_a_network_without_attention_to_see_trains_on() -> None:
     album = Album()
     with pytest.warns(UserWarning, match="AttentionPictures draws nothing: Blind has nothing to look at"):
         module = fit(AttentionPictures(["I love cats"]), logger=[album], network=Blind)

@@ -83,6 +83,14 @@ def test_a_run_is_cooled_down_from_its_checkpoint(tmp_path: Path) -> None:
     assert first + rates(16, 4, tmp_path / "12.ckpt") == rates(16, 4)
 
 
+def test_one_object_serves_several_trainings() -> None:
+    warmup = InverseSqrtWarmup(4, cooldown_steps=6)
+    for lr in (0.001, 0.01):
+        module = Module(lr=lr)
+        trainer(warmup, max_steps=12, max_epochs=-1).fit(module, Data())
+        assert module.rates[3] == pytest.approx(lr)
+
+
 def test_a_cooldown_needs_to_know_the_last_step() -> None:
     with pytest.raises(MisconfigurationException, match=r"cooldown_steps=3 .* set the trainer's max_steps"):
         trainer(InverseSqrtWarmup(cooldown_steps=3), max_epochs=1).fit(Module(), Data())

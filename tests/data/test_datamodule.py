@@ -794,6 +794,79 @@ def test_a_tokenizer_of_ones_own_comes_back_as_it_was(tmp_path):
     assert "class_path" not in SubwordTokenizer.load(tmp_path / "tokenizer.json").recipe
 
 
+class Chosen(SubwordTokenizer):
+    """Leaves a letter out, with a narrow constructor."""
+
+    def __init__(self, letter: str = "x", vocab_size: int = 37_000):
+        super().__init__(vocab_size=vocab_size)
+        self.letter = letter
+
+    def normalize(self, text):
+        return super().normalize(text).replace(self.letter, "")
+
+
+def test_arguments_of_an_own_tokenizer_come_back(tmp_path):
+    write_corpus(tmp_path, 30)
+    corpus, path = ParallelCorpus(str(tmp_path / "train")), tmp_path / "tokenizer.json"
+
+    def trained(given):
+        data = TranslationDataModule(corpus, tokenizer=given, tokenizer_path=str(path), vocab_size=400, max_tokens=400)
+        data.prepare_data()
+        return data.tokenizer
+
+    tokenizer = trained(Chosen("e"))  # which takes the size of the data module
+    assert (tokenizer.letter, tokenizer.vocab_size) == ("e", 400)
+    for found in (SubwordTokenizer.load(path), SubwordTokenizer.from_state(tokenizer.to_state()), trained(Chosen("e"))):
+        assert type(found) is Chosen
+        assert found.letter == "e"
+        assert found.encode_src(["seven"]) == tokenizer.encode_src(["svn"])
+    for other in (Chosen("a"), SubwordTokenizer()):
+        with pytest.raises(CorpusError, match=r"made by another recipe than tokenizer says"):
+            trained(other)
+    with pytest.raises(InputError, match=r"Chosen sets lowercase to False where True is needed; let its constructor"):
+        Chosen.of_recipe({**tokenizer.recipe, "lowercase": True}, {})
+
+
+def test_the_vocabulary_of_another_class_is_not_reused(tmp_path):
+    pairs, path = [SentencePair("one TWO", "eins ZWEI")] * 3, tmp_path / "tokenizer.json"
+    kinds = [SubwordTokenizer, LowerCase, SubwordTokenizer]
+    ids = []
+    for kind in kinds:
+        tokenizer = kind(vocab_size=300)
+        tokenizer.train_or_load(path, lambda: pairs, "the same data")
+        assert type(SubwordTokenizer.load(path)) is kind
+        ids.append(tokenizer.encode_src(["ONE TWO"]))
+    assert ids[0] == ids[2] != ids[1]
+
+
+class CountsValidations(Tiny):
+    validations = 0
+
+    def on_validation_end(self):
+        self.validations += 1
+
+
+class ValidatesOnItsOwn(TranslationDataModule):
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+
+def test_validation_without_text_leaves_the_trainer_as_it_was(tmp_path):
+    write_corpus(tmp_path, 30)
+    corpus = ParallelCorpus(str(tmp_path / "train"))
+    settings = {"vocab_size": 400, "max_tokens": 400, "tokenizer_path": str(tmp_path / "tokenizer.json")}
+    for data, validations in (
+        (TranslationDataModule(corpus, **settings), 0),
+        (TranslationDataModule(corpus, corpus, **settings), 1),
+        (ValidatesOnItsOwn(corpus, **settings), 1),
+    ):
+        trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=3)
+        module = CountsValidations()
+        trainer.fit(module, data)
+        assert trainer.limit_val_batches == 3
+        assert module.validations == validations
+
+
 def test_files_of_the_data_module_may_use_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
     data = make_data(tmp_path, cache_path="$SCRATCH/tokens.arrow", tokenizer_path="$SCRATCH/tokenizer.json")
