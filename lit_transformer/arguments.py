@@ -25,6 +25,7 @@ class RemembersArguments:
     """
 
     init_args: dict[str, Any]
+    _takes_nameless = False  # whether arguments in ``*args`` are passed over instead of refused
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         """An empty object that knows what it is about to be made with."""
@@ -41,6 +42,8 @@ class RemembersArguments:
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
                 values.update(values.pop(name))
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and (nameless := values.pop(name)):
+                if cls._takes_nameless:  # type: ignore[attr-defined]
+                    continue
                 raise TypeError(
                     f"{cls.__name__} got {len(nameless)} arguments without a name in *{name}: give them by name, so "
                     "that a checkpoint can say how to build it again"

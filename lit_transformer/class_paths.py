@@ -31,7 +31,7 @@ def is_importable(class_path: str) -> bool:
         >>> is_importable("lit_transformer.Transformer"), is_importable("__main__.Mine")
         (True, False)
     """
-    return class_path.rpartition(".")[0] != "__main__" and "<locals>" not in class_path
+    return class_path.split(".")[0] != "__main__" and "<locals>" not in class_path
 
 
 def import_class(class_path: str, base: type[T], what: str, folder: Path | None = None) -> type[T]:

@@ -9,7 +9,6 @@ from lit_transformer.callbacks.checkpoint import StepCheckpoint
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs/transformer",
-    "devices": 1,  # all of them would make the batch as many times as large without a word
     "max_steps": 100_000,
     "max_epochs": -1,
     "val_check_interval": 1000,

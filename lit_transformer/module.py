@@ -192,10 +192,14 @@ class LitTransformer(L.LightningModule):
         return self.loss_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
     def _may_skip_logits(self) -> bool:
-        """Whether the loss is ours, which needs no logits of all tokens at once, or an own ``loss_of_features``."""
-        own, ours = type(self), LitTransformer
-        is_ours = own.loss_of_logits is ours.loss_of_logits or own.loss_of_features is not ours.loss_of_features
-        return is_ours and self.criterion is None and own.forward is ours.forward
+        """Whether the loss needs no logits of all tokens at once: ours, or an own ``loss_of_features``."""
+        order = type(self).__mro__
+        by_logits, by_features = (
+            next(place for place, one in enumerate(order) if name in vars(one))
+            for name in ("loss_of_logits", "loss_of_features")
+        )
+        has_own_logits = type(self).forward is not LitTransformer.forward
+        return by_features <= by_logits and self.criterion is None and not has_own_logits
 
     @property
     def output_weight(self) -> Tensor:
@@ -366,8 +370,10 @@ class LitTransformer(L.LightningModule):
         A subclass may have called ``save_hyperparameters`` in a way that forgets the network, or that keeps live
         objects, with which no checkpoint loads safely.
         """
-        kept = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if _is_plain(value)}
-        checkpoint["hyper_parameters"] = {**kept, **self._building_plan(self.network)}
+        given = checkpoint.get("hyper_parameters", {}).items()
+        kept = {name: value for name, value in given if _is_plain(value) or isinstance(value, Tensor)}
+        checkpoint["hyper_parameters"] = {**self._building_plan(self.network), **kept}
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # all stand under their own names
         if self._since_logged is not None:
             checkpoint["train_totals"] = self._since_logged.tolist()
         if self._sharded is None:

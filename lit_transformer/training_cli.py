@@ -15,7 +15,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -257,7 +257,7 @@ class TranslationCLI(LightningCLI):
         is_on_cpu = isinstance(self.trainer.accelerator, CPUAccelerator)
         if is_on_cpu and str(self.trainer.precision).startswith("bf16") and not has_fast_bfloat16():
             logger.info("torch has no fast bfloat16 on this CPU: --trainer.precision 32-true trains many times as fast")
-        self._say_of_idle_gpus()
+        self._say_how_many_train()
         self._say_when_it_validates()
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
@@ -268,12 +268,13 @@ class TranslationCLI(LightningCLI):
             self._root.mkdir(parents=True, exist_ok=True)
             self._beginning.tokenizer.save(self._root / "tokenizer.json")
 
-    def _say_of_idle_gpus(self) -> None:
-        """One device is the default, so that a configuration's batch and score hold on every machine."""
-        found = CUDAAccelerator.auto_device_count() if isinstance(self.trainer.accelerator, CUDAAccelerator) else 0
-        if self.trainer.world_size < found:
-            message = "training on %d of %d GPUs: --config configs/trainer/ddp.yaml takes all of them"
-            logger.info(message, self.trainer.world_size, found)
+    def _say_how_many_train(self) -> None:
+        """Lightning takes all GPUs that it finds, and the budget of a batch is that of one."""
+        together, parts = self.trainer.world_size, self.trainer.accumulate_grad_batches
+        if together > 1:
+            message = "training on %d devices: each step has %d tokens of either side at most, %d from each device"
+            budget = self.datamodule.max_tokens * parts
+            logger.info(message, together, budget * together, budget)
 
     def _say_when_it_validates(self) -> None:
         """Lightning counts batches between validations, where all else here counts optimizer steps."""

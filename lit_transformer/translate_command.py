@@ -133,8 +133,8 @@ def _load(options: argparse.Namespace) -> Translator:
         num_workers=options.num_workers,
         **({"compile": True} if options.compile else {}),
     )
-    may_choose_gpu = options.device is not None or (options.num_workers or 1) == 1  # workers search on the CPU
-    return translator.to(device_of(options) if may_choose_gpu else "cpu")
+    has_workers = options.engine == "torch" and (options.num_workers or 1) > 1  # which search on the CPU
+    return translator.to("cpu" if has_workers and options.device is None else device_of(options))
 
 
 def _remembering(lines: Iterable[str], seen: deque[str]) -> Iterator[str]:

@@ -275,6 +275,10 @@ class Translator:
             self._prepared = None
         if self._prepared is not None and self._prepared.is_current():
             return self._prepared
+        with evaluating(self.network):
+            return self._prepare()
+
+    def _prepare(self) -> TranslationNetwork:
         network, precision, reason = self.network, self.precision, obstacle(self.network)
         if reason is None and self.compile:
             reason = compile_obstacle(network, precision)

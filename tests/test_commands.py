@@ -171,6 +171,7 @@ def test_a_person_watching_sees_how_far_it_is(
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    monkeypatch.setattr(translate_command, "device_of", lambda options: "cuda")  # where workers do not search
     screen, terminal = os.openpty()
     with os.fdopen(terminal, "w") as stderr, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stderr)

@@ -28,6 +28,7 @@ from lit_transformer.loss import SmoothedLoss
 from lit_transformer.metrics import CorpusBLEU
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import PreparedTransformer, Transformer
+from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 pytestmark = [
@@ -160,7 +161,13 @@ class HalfOfFeatures(HalfOfLogits):
         return self.loss_of_logits(features @ self.output_weight.T, labels)
 
 
-@pytest.mark.parametrize("kind", [HalfOfLogits, HalfOfFeatures])
+class HalfOfRDrop(RDropTransformer):
+    def loss_of_logits(self, logits: Tensor, labels: Tensor) -> Any:
+        loss, nll = super().loss_of_logits(logits, labels)
+        return SmoothedLoss(loss / 2, nll)
+
+
+@pytest.mark.parametrize("kind", [HalfOfLogits, HalfOfFeatures, HalfOfRDrop])
 def test_an_own_loss_of_either_kind_counts(kind: type[LitTransformer]) -> None:
     network, batch = Transformer(V, **SMALL), make_batch(make_pairs(5))
     half, whole = kind(network).compute_loss(batch), LitTransformer(network).compute_loss(batch)
@@ -526,6 +533,14 @@ class RemembersAllButTheNetwork(LitTransformer):
         self.temperature = temperature
 
 
+class OfADict(LitTransformer):
+    """Takes its settings as one dict, which it keeps as Lightning's documentation does."""
+
+    def __init__(self, conf: dict[str, Any]) -> None:
+        super().__init__(Transformer(V, **conf["sizes"]), label_smoothing=conf["smoothing"])
+        self.save_hyperparameters(conf)
+
+
 class CustomNetwork(Transformer):
     """A network class of its own, with an argument that Transformer does not have."""
 
@@ -575,8 +590,9 @@ def is_plain(value: object) -> bool:
         BuildsItsOwn(width=32, names=["a", "b"]),
         RemembersAll(Transformer(V, **SMALL), temperature=2.5),
         RemembersAllButTheNetwork(Transformer(V, **SMALL), temperature=2.5),
+        OfADict({"sizes": SMALL, "smoothing": 0.2}),
     ],
-    ids=["plain", "network", "learned", "subclass", "owner", "all", "but_network"],
+    ids=["plain", "network", "learned", "subclass", "owner", "all", "but_network", "dict"],
 )
 def test_built_by_hand_it_loads_by_itself(tmp_path: Path, module: LitTransformer) -> None:
     content = save(module, tmp_path / "x.ckpt")
@@ -868,7 +884,8 @@ def test_means_in_half_precision_count_all_tokens() -> None:
     assert module.val_loss.num_tokens == 1_001_000
     assert module.val_loss.compute() == 3
     module.val_loss.reset()
-    assert module.val_loss.total.dtype == module.double().val_loss.total.float().dtype == torch.float32
+    assert module.val_loss.total.dtype == torch.float32
+    assert module.to(torch.float64).val_loss.total.dtype == torch.float64
 
 
 def test_one_loss_that_is_no_number_spoils_the_mean() -> None:

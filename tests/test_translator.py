@@ -763,3 +763,20 @@ def test_workers_compute_in_the_precision_asked_for(
         caplog.clear()
         assert {found[0].score for found in own.translate(LINES)} == {1.0}
         assert "torch has no fast bfloat16 on this CPU" in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "int8"}], ids=["float32", "int8"])
+def test_a_network_in_training_is_looked_at_anew(tiny_run: Path, options: dict[str, Any]) -> None:
+    translator, other = (Translator.from_pretrained(tiny_run, **options) for _ in range(2))
+    before = translator(LINES)
+    for parameter in translator.network.parameters():
+        parameter.data.mul_(-0.5)  # leaves no trace
+    other.network.load_state_dict(translator.network.state_dict())
+    assert translator(LINES) != other(LINES)
+    translator.network.train()
+    assert translator(LINES) == other(LINES) != before
+    assert translator.network.training
+    for parameter in translator.network.eval().parameters():
+        parameter.data.mul_(-2)
+    translator.notice_new_weights()
+    assert translator(LINES) == before

@@ -160,7 +160,7 @@ class TranslationWriter(Callback):
         if found < self.n_best:
             raise InputError(
                 f"{type(self).__name__} should write n_best={self.n_best} translations of each sentence, but the "
-                f"module's search returns {found}; raise the search's n_best too"
+                f"module's search returns {found}; raise the search's n_best too, which a greedy search cannot"
             )
         self._lines = NumberedLines(self.output_path, trainer.global_rank, trainer.world_size)
 

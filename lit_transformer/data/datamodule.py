@@ -196,9 +196,13 @@ class TranslationDataModule(L.LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Gives the trainer its own limit back, so that it can validate with other data afterwards."""
-        trainer: Any = self._running
-        if stage == "fit" and trainer is not None and self._given_limit is not None:
+        trainer: Any = self.trainer
+        if trainer is not None and self._given_limit is not None:
             trainer.limit_val_batches, self._given_limit = self._given_limit, None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Does the same after an interruption, when there is no teardown."""
+        self.teardown("fit")
 
     def train_dataloader(self) -> TrainingBatches:
         """The endless stream, or one pass of it, from the cursor on; without a Trainer one pass each time."""

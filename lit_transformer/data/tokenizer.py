@@ -18,7 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lit_transformer.arguments import RemembersArguments
-from lit_transformer.class_paths import class_path_of, import_class
+from lit_transformer.class_paths import class_path_of, import_class, is_importable
 from lit_transformer.data.locks import locked
 from lit_transformer.data.sentencepiece import CharacterRules, SentencePieceModel, assembled
 from lit_transformer.data.side import Merges, Side, Unit
@@ -81,6 +81,7 @@ class SubwordTokenizer(RemembersArguments):
 
     vocab_size: int
     data_fingerprint: str | None
+    _takes_nameless = True  # those of a subclass are ours, and the recipe has them
 
     def __init__(
         self,
@@ -129,9 +130,20 @@ class SubwordTokenizer(RemembersArguments):
 
     @property
     def own_arguments(self) -> dict[str, Any]:
-        """What a subclass takes beside the recipe, so that files and checkpoints bring it back."""
+        """What a subclass takes beside the recipe, so that files and checkpoints bring it back; as JSON has it.
+
+        Raises:
+            InputError: If it is no plain data.
+        """
         known = inspect.signature(SubwordTokenizer.__init__).parameters
-        return {name: value for name, value in self.init_args.items() if name not in known}
+        own = {name: value for name, value in self.init_args.items() if name not in known}
+        try:
+            return dict(json.loads(json.dumps(own)))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"{type(self).__name__} has arguments that no file can keep ({error}): take numbers, strings, "
+                "booleans, lists and dicts"
+            ) from None
 
     @property
     def maker(self) -> dict[str, Any]:
@@ -150,6 +162,7 @@ class SubwordTokenizer(RemembersArguments):
         learned = [json.loads(side.tokenizer.to_str())["model"] for side in sides]
         content = [self.recipe, *([model["vocab"], model.get("merges")] for model in learned)]
         content += [hashlib.sha256(side.rules.charsmap).hexdigest() for side in sides if side.rules]
+        content += [] if type(self) is SubwordTokenizer else [self.maker]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def normalize(self, text: str) -> str:
@@ -167,7 +180,10 @@ class SubwordTokenizer(RemembersArguments):
 
         Raises:
             ValueError: If there are no pairs, or ``vocab_size`` is too small for the characters of the corpus.
+            InputError: If a subclass has arguments that are no plain data.
         """
+        if not is_importable(self.maker["class_path"]):  # and its arguments are looked at before the work
+            logger.warning("%s was defined in a script, so that no other program can load it", type(self).__name__)
         if self.joint:
             texts = (text for pair in pairs for text in (self._split_tags(pair.src)[1], pair.tgt))
             src = tgt = self._learn(texts, self.vocab_size, self.tags)
@@ -335,6 +351,8 @@ class SubwordTokenizer(RemembersArguments):
             tgt = Tokenizer.from_str(state["tokenizers"]["tgt"])
             src = tgt if tokenizer.joint else Tokenizer.from_str(state["tokenizers"]["src"])
             tokenizer._put(src, tgt, {side: CharacterRules(b64decode(text)) for side, text in rules.items()})
+        except InputError:
+            raise
         except Exception as error:  # `tokenizers` raises bare Exception on a vocabulary that it cannot read
             raise InputError(f"damaged tokenizer state: {error!r}") from error
         return tokenizer

@@ -156,7 +156,7 @@ class GreedySearch(Search):
         require_extra_length(max_extra_length)
         self.max_extra_length = max_extra_length
         self.allow_unknown = allow_unknown
-        self.n_best = 1  # what callers ask any search that returns fewer than they might want
+        self.n_best = 1  # a greedy search has no second best
 
     def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
         """One hypothesis for each of the ``B`` source sentences ``(B, S)``."""

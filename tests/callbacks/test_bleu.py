@@ -162,6 +162,17 @@ def test_translations_are_written_in_the_order_of_the_corpus(tmp_path: Path) -> 
     assert {path.name for path in output.parent.iterdir()} == {"test.de", "test.ref.txt", "test.scores.json"}
 
 
+@pytest.mark.parametrize("name", ["sources", "references"])
+def test_batches_without_lines_are_refused(tmp_path: Path, name: str) -> None:
+    class Bare(Data):
+        def test_dataloader(self) -> Any:
+            batches = [replace(batch, **{name: []}) for batch in Batches(3, 0, 1)]
+            return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+    with pytest.raises(MisconfigurationException, match=rf"scores text, but a batch of 3 sentences has 0 {name}"):
+        trainer(BLEUEvaluation(output_path=tmp_path / "out")).test(Module(), datamodule=Bare(), verbose=False)
+
+
 def test_a_source_without_text_has_an_empty_translation(tmp_path: Path) -> None:
     class Blank(Data):
         def test_dataloader(self) -> Any:

@@ -238,3 +238,14 @@ trainer:
     sentence = finished.err.splitlines()[-1]
     assert sentence.startswith(f"lit-transformer: {name.rpartition('.')[2]} cannot average weights that ModelParallel")
     assert "Traceback" not in finished.err
+
+
+def test_one_object_averages_several_trainings() -> None:
+    average = MovingAverage(decay=DECAY)
+    corpus = TeachingCorpus("validation", max_rows=50)
+    for max_steps in (6, 3):
+        data = TranslationDataModule(train=corpus, vocab_size=600, max_tokens=512)
+        module = LitTransformer(Transformer(600, num_layers=1, d_model=8, d_ff=16, num_heads=2))
+        trainer(average, max_steps=max_steps, max_epochs=-1).fit(module, data)
+        assert average._average_model is not None
+        assert average._average_model.n_averaged == max_steps

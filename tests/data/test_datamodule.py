@@ -797,12 +797,21 @@ def test_a_tokenizer_of_ones_own_comes_back_as_it_was(tmp_path):
 class Chosen(SubwordTokenizer):
     """Leaves a letter out, with a narrow constructor."""
 
-    def __init__(self, letter: str = "x", vocab_size: int = 37_000):
+    def __init__(self, letters: tuple[str, ...] = ("x",), vocab_size: int = 37_000):
         super().__init__(vocab_size=vocab_size)
-        self.letter = letter
+        self.letters = letters
 
     def normalize(self, text):
-        return super().normalize(text).replace(self.letter, "")
+        for letter in self.letters:
+            text = text.replace(letter, "")
+        return super().normalize(text)
+
+
+class Passed(SubwordTokenizer):
+    """Hands on all that it gets."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
 
 
 def test_arguments_of_an_own_tokenizer_come_back(tmp_path):
@@ -814,17 +823,29 @@ def test_arguments_of_an_own_tokenizer_come_back(tmp_path):
         data.prepare_data()
         return data.tokenizer
 
-    tokenizer = trained(Chosen("e"))  # which takes the size of the data module
-    assert (tokenizer.letter, tokenizer.vocab_size) == ("e", 400)
-    for found in (SubwordTokenizer.load(path), SubwordTokenizer.from_state(tokenizer.to_state()), trained(Chosen("e"))):
+    tokenizer = trained(Chosen(("e",)))  # which takes the size of the data module
+    assert (tokenizer.letters, tokenizer.vocab_size) == (["e"], 400)
+    states = SubwordTokenizer.load(path), SubwordTokenizer.from_state(tokenizer.to_state())
+    for found in (*states, trained(Chosen(("e",)))):
         assert type(found) is Chosen
-        assert found.letter == "e"
+        assert found.letters == ["e"]
+        assert found.fingerprint == tokenizer.fingerprint
         assert found.encode_src(["seven"]) == tokenizer.encode_src(["svn"])
-    for other in (Chosen("a"), SubwordTokenizer()):
+    for other in (Chosen(("a",)), SubwordTokenizer()):
         with pytest.raises(CorpusError, match=r"made by another recipe than tokenizer says"):
             trained(other)
     with pytest.raises(InputError, match=r"Chosen sets lowercase to False where True is needed; let its constructor"):
         Chosen.of_recipe({**tokenizer.recipe, "lowercase": True}, {})
+    with pytest.raises(InputError, match=r"Chosen has arguments that no file can keep \(Object of type Path|Posix"):
+        Chosen((tmp_path,)).train([SentencePair("one", "eins")])
+
+
+def test_arguments_without_a_name_go_to_the_recipe(tmp_path):
+    tokenizer = Passed("word", 300)
+    tokenizer.train([SentencePair("one TWO", "eins ZWEI")] * 3)
+    found = SubwordTokenizer.from_state(tokenizer.to_state())
+    assert (type(found), found.recipe) == (Passed, tokenizer.recipe)
+    assert found.encode_src(["one TWO"]) == tokenizer.encode_src(["one TWO"])
 
 
 def test_the_vocabulary_of_another_class_is_not_reused(tmp_path):
@@ -846,6 +867,11 @@ class CountsValidations(Tiny):
         self.validations += 1
 
 
+class Fails(Tiny):
+    def training_step(self, batch, batch_idx):
+        raise RuntimeError("at the first batch")
+
+
 class ValidatesOnItsOwn(TranslationDataModule):
     def val_dataloader(self):
         return self.train_dataloader()
@@ -865,6 +891,10 @@ def test_validation_without_text_leaves_the_trainer_as_it_was(tmp_path):
         trainer.fit(module, data)
         assert trainer.limit_val_batches == 3
         assert module.validations == validations
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=3)
+    with pytest.raises(RuntimeError, match="at the first batch"):
+        trainer.fit(Fails(), TranslationDataModule(corpus, **settings))
+    assert trainer.limit_val_batches == 3
 
 
 def test_files_of_the_data_module_may_use_variables(tmp_path, monkeypatch):
