@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_transformer.data import TranslationDataModule as TranslationDataModule
     from lit_transformer.decoding import BeamSearch as BeamSearch
     from lit_transformer.decoding import GreedySearch as GreedySearch
+    from lit_transformer.distillation import DistilledTransformer as DistilledTransformer
     from lit_transformer.interfaces import DecoderState as DecoderState
     from lit_transformer.interfaces import Hypothesis as Hypothesis
     from lit_transformer.interfaces import Search as Search
@@ -50,6 +51,7 @@ _HOMES = {
     "CorpusChrF": "metrics",
     "CorpusTER": "metrics",
     "DecoderState": "interfaces",
+    "DistilledTransformer": "distillation",
     "GreedySearch": "decoding",
     "Hypothesis": "interfaces",
     "InverseSqrtWarmup": "callbacks",

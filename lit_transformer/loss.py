@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,24 @@ class SmoothedLoss(NamedTuple):
     nll: Tensor
 
 
+class Teacher(NamedTuple):
+    """What another model says of the same tokens: features ``(N, D)`` and its output layer ``(V, D)``.
+
+    Without an output layer the features are its logits, ``(N, V)``.
+    """
+
+    features: Tensor
+    weight: Tensor | None = None
+
+
 def smoothed_cross_entropy(
-    features: Tensor, weight: Tensor, labels: Tensor, smoothing: float = 0.0, agreement: float | None = None
+    features: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    agreement: float | None = None,
+    teachers: Sequence[Teacher] = (),
+    teacher_weight: float = 0.0,
 ) -> SmoothedLoss:
     """Cross-entropy of ``features @ weight.T`` against labels, a few rows at a time.
 
@@ -43,6 +60,8 @@ def smoothed_cross_entropy(
         smoothing: Probability taken from the right token and spread over the vocabulary.
         agreement: For features that are those of one pass and then those of another over the same tokens: the weight
             of :func:`symmetric_divergence` between both, which comes to the loss from the same logits.
+        teachers: Models whose mean distribution is to be learned too; no gradient goes to them.
+        teacher_weight: How much of the loss is the cross-entropy against that distribution; the rest is against labels.
 
     Returns:
         The loss, which carries the gradient, and the negative log-likelihood without smoothing, which does not.
@@ -62,7 +81,9 @@ def smoothed_cross_entropy(
         if len(labels) % 2:
             raise ValueError(f"two passes over the same tokens give an even number of rows, got {len(labels)}")
         features, labels = _in_pairs(features), _in_pairs(labels)
-    arguments = features, weight, labels, smoothing, agreement, wants_gradient
+        teachers = [Teacher(_in_pairs(one.features), one.weight) for one in teachers]
+    share = teacher_weight if teachers else 0.0
+    arguments = features, weight, labels, smoothing, agreement, teachers, share, wants_gradient
     return SmoothedLoss(*_ChunkedCrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]
 
 
@@ -75,6 +96,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         smoothing: float,
         agreement: float | None,
+        teachers: Sequence[Teacher],
+        share: float,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(features.device.type) if _autocast(features) else weight.dtype
@@ -83,7 +106,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_features = torch.empty_like(x) if wants_gradient else x
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
-        apart = x.new_zeros((), dtype=full)  # divergence of all pairs of rows
+        apart, taught = x.new_zeros(2, dtype=full)  # divergence of all pairs of rows; cross-entropy with the teachers
+        teachers = [Teacher(said.to(dtype), None if output is None else output.to(dtype)) for said, output in teachers]
         is_on_cpu = x.device.type == "cpu"
         row = len(weight) * x.element_size()  # bytes
         size = max(_CPU_ROWS, _CPU_CHUNK // row) if is_on_cpu else _GPU_CHUNK // row
@@ -91,30 +115,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             inputs = _filled(x[rows]) if is_on_cpu else x[rows]
             logits = product(inputs, w)  # (rows, V)
             real = labels[rows, None]
+            said = [_logits(teacher, rows, is_on_cpu) for teacher in teachers]
             chunk = logits[: len(real)], real, denominators[rows], own[rows]
             for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real) + 1):
-                apart += _soften(smoothing, agreement, *(tensor[part] for tensor in chunk))
+                target = [one[part] for one in said]
+                found = _soften(smoothing, agreement, target, share, *(tensor[part] for tensor in chunk))
+                apart, taught = apart + found[0], taught + found[1]
             if wants_gradient:  # the logits have become their gradient
                 logits[len(real) :] = 0
                 d_features[rows] = product(logits, w.t())[: len(real)]
                 _add_product(d_weight, logits.T, inputs)
         x_sum, w_mean = x.sum(0, dtype=full), w.mean(0, dtype=full)
         if wants_gradient:  # smoothing takes the same from every logit
-            d_features -= smoothing * w_mean
-            d_weight -= smoothing / len(weight) * x_sum
+            d_features -= (1 - share) * smoothing * w_mean
+            d_weight -= (1 - share) * smoothing / len(weight) * x_sum
         ctx.save_for_backward(d_features, d_weight)
         ctx.num_labels = max(1, len(labels))
         mean_denominator, mean_own = denominators.sum() / ctx.num_labels, own.sum() / ctx.num_labels
         nll, uniform = mean_denominator - mean_own, mean_denominator - (x_sum * w_mean).sum() / ctx.num_labels
         ctx.mark_non_differentiable(nll)
-        return (1 - smoothing) * nll + smoothing * uniform + (agreement or 0) * apart / ctx.num_labels, nll
+        loss = (1 - share) * ((1 - smoothing) * nll + smoothing * uniform) + share * taught / ctx.num_labels
+        return loss + (agreement or 0) * apart / ctx.num_labels, nll
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_features, d_weight = ctx.saved_tensors
         scale = gradients[0] / ctx.num_labels  # only here: divided earlier, it would vanish in float16
-        return scale * d_features, scale * d_weight, None, None, None, None
+        return scale * d_features, scale * d_weight, None, None, None, None, None, None
 
 
 def _in_pairs(rows: Tensor) -> Tensor:
@@ -133,14 +161,31 @@ def _filled(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
+def _logits(teacher: Teacher, rows: slice, is_on_cpu: bool) -> Tensor:
+    """What a teacher says of some tokens, ``(rows, V)``."""
+    features = teacher.features[rows]
+    if teacher.weight is None:
+        return features
+    return product(_filled(features) if is_on_cpu else features, teacher.weight)[: len(features)]
+
+
 def _soften(
-    smoothing: float, agreement: float | None, logits: Tensor, labels: Tensor, denominators: Tensor, own: Tensor
-) -> Tensor:
+    smoothing: float,
+    agreement: float | None,
+    said: list[Tensor],
+    share: float,
+    logits: Tensor,
+    labels: Tensor,
+    denominators: Tensor,
+    own: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Replaces logits ``(rows, V)`` by the gradient of the loss, but for what smoothing takes from all alike.
 
-    Returns the divergence within pairs of rows, a sum; 0 where ``agreement`` does not count it.
+    Returns the divergence within pairs of rows, 0 where ``agreement`` does not count it, and the cross-entropy with the
+    mean distribution of teachers that have ``said`` their logits, 0 without any; both are sums.
     """
-    full, apart = logits.to(denominators.dtype), denominators.new_zeros(())
+    full = logits.to(denominators.dtype)
+    apart, taught = denominators.new_zeros(2)
     own.copy_(full.gather(1, labels).squeeze(1))
     if agreement is None:
         probs = full.softmax(-1)
@@ -149,8 +194,12 @@ def _soften(
         log_probs = full.log_softmax(-1)
         torch.sub(full.amax(1), log_probs.amax(1), out=denominators)
         probs, apart = agreeing(log_probs, agreement)
-    logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, smoothing - 1)))
-    return apart
+    if said:
+        target = sum(one.to(full.dtype).softmax(-1) for one in said) / len(said)
+        taught = (denominators - (target * full).sum(1)).sum()
+        probs.sub_(target, alpha=share)
+    logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, (1 - share) * (smoothing - 1))))
+    return apart, taught
 
 
 def _autocast(tensor: Tensor) -> bool:

@@ -35,7 +35,7 @@ _UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a pow
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
 
 
-def _ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> TypeGuard[Transformer]:
+def ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> TypeGuard[Transformer]:
     """Whether logits are features times a matrix, as in our network unless someone changed just that."""
     if not isinstance(network, Transformer):
         return False
@@ -186,7 +186,7 @@ class LitTransformer(L.LightningModule):
         """
         real = batch.labels != PAD_ID
         labels = batch.labels[real]  # (N,)
-        if self._may_skip_logits() and _ends_in_a_product(self.network, self._sharded is not None):
+        if self._may_skip_logits() and ends_in_a_product(self.network, self._sharded is not None):
             return self.loss_of_features(self._features(self.network, batch, real), labels)
         logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
         return self.loss_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)

@@ -147,7 +147,7 @@ def test_only_our_own_output_layer_is_taken_apart(monkeypatch: pytest.MonkeyPatc
         change(module.network)
         if change is not compiled:  # no compiler is needed to see which way is taken
             assert module.compute_loss(batch) != "chunked"
-        assert not module_file._ends_in_a_product(module.network)
+        assert not module_file.ends_in_a_product(module.network)
 
 
 class HalfOfLogits(LitTransformer):

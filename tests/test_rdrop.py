@@ -166,6 +166,7 @@ def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int]) -> N
     assert losses.logged == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:the network's class .* was defined in a script")
 def test_all_parts_of_a_step_pass_as_often() -> None:
     sizes: list[int] = []
 

@@ -1,0 +1,134 @@
+"""Knowledge distillation: a model learns from the references and from what other models say of each token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_transformer.errors import InputError
+from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
+from lit_transformer.loss import SmoothedLoss, Teacher, smoothed_cross_entropy
+from lit_transformer.model_files import read_model
+from lit_transformer.module import LitTransformer, ends_in_a_product
+from lit_transformer.nn.packed import can_pack, packed_features
+from lit_transformer.vocabulary import PAD_ID
+
+
+class DistilledTransformer(LitTransformer):
+    r"""Trains with knowledge distillation: the student learns how likely its teachers find each word.
+
+    The loss is :math:`(1 - w)` times that of ``LitTransformer`` plus :math:`w` times the cross-entropy against the mean
+    distribution of all teachers, both means per target token. Several teachers of one kind, trained from other seeds,
+    translate better together than each alone, and the student takes most of that over at the size of one. A teacher may
+    be larger, too; it has to have the same tokens. ``train/perplexity`` is that of the references, as ever.
+
+    Teachers read each batch without dropout, on the device of the student, and are no part of its checkpoints: only
+    ``fit`` needs them.
+
+    Source: Hinton et al. 2015, "Distilling the knowledge in a neural network"; for words Kim and Rush 2016,
+    "Sequence-level knowledge distillation", section 3.1; for the mean of several teachers Freitag et al. 2017,
+    "Ensemble distillation for neural machine translation".
+
+    Args:
+        *args: Arguments of ``LitTransformer``, the network first.
+        teachers: Trained models, as ``translate`` takes them: ``.ckpt`` files, folders of runs (their newest
+            checkpoint) or of ``average`` and ``export``, or names on the Hub.
+        teacher_weight: The share :math:`w` of the loss, from 0 to 1.
+        **kwargs: Arguments of ``LitTransformer``.
+
+    Raises:
+        ValueError: If ``teacher_weight`` is not in [0, 1].
+        InputError: At the start of ``fit``: if there is no teacher, or one has other tokens than the data.
+        CheckpointError: At the start of ``fit``: if a teacher cannot be read.
+    """
+
+    def __init__(
+        self, *args: Any, teachers: list[str] | None = None, teacher_weight: float = 0.5, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 <= teacher_weight <= 1:
+            raise ValueError(f"teacher_weight must be from 0 to 1, got {teacher_weight}")
+        self.teachers, self.teacher_weight = teachers or [], teacher_weight
+        self._networks: list[TranslationNetwork] = []  # a list, so that their weights are not taken for the module's
+        self._said: list[Teacher] = []  # of the batch in hand
+
+    def on_fit_start(self) -> None:
+        """Reads the teachers, and refuses those of other tokens."""
+        super().on_fit_start()
+        if not self.teachers:
+            raise InputError(f"{type(self).__name__} has no teachers: name trained models in model.teachers")
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        expected = getattr(tokenizer, "fingerprint", None)
+        self._networks = []
+        for path in self.teachers:
+            network, own = read_model(path)
+            if expected is not None and own.fingerprint != expected:
+                raise InputError(
+                    f"the teacher {path} has other tokens than the data: train both with one tokenizer "
+                    "(data.tokenizer_path, or --init_from a teacher)"
+                )
+            if network.vocab_size != self.network.vocab_size:
+                raise InputError(
+                    f"the teacher {path} has vocab_size={network.vocab_size}, and the network "
+                    f"{self.network.vocab_size}: make them agree"
+                )
+            self._networks.append(network.requires_grad_(False).eval())
+
+    def on_train_start(self) -> None:
+        """Takes the teachers to the device of the student, which is known by now."""
+        super().on_train_start()
+        for network in self._networks:
+            network.to(self.device)
+
+    def on_fit_end(self) -> None:
+        """Lets the teachers go."""
+        super().on_fit_end()
+        self._networks = []
+
+    def compute_loss(self, batch: TranslationBatch) -> SmoothedLoss:
+        """In training the loss with the teachers' word; otherwise that of ``LitTransformer``."""
+        self._said = self._ask(batch) if self.training else []
+        try:
+            return super().compute_loss(batch)
+        finally:
+            self._said = []
+
+    def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
+        arguments = features, self.output_weight, labels, self.label_smoothing
+        return smoothed_cross_entropy(*arguments, teachers=self._said, teacher_weight=self.teacher_weight)
+
+    def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
+        """The loss from scores ``(N, V)``, for any other network or criterion."""
+        found = super().loss_of_logits(logits, labels)
+        if not self._said or not len(labels):
+            return found
+        taught = -(_mean_of(self._said) * logits.log_softmax(-1)).sum(-1).mean()
+        return SmoothedLoss((1 - self.teacher_weight) * found.loss + self.teacher_weight * taught, found.nll)
+
+    @torch.no_grad()
+    def _ask(self, batch: TranslationBatch) -> list[Teacher]:
+        """What each teacher says of the real target tokens, the faster way where there is one."""
+        real = batch.labels != PAD_ID
+        is_filled = bool(real.any() and (batch.src != PAD_ID).any())
+        return [_answer(network, batch, real, is_filled) for network in self._networks]
+
+
+def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor, is_filled: bool) -> Teacher:
+    """The features and output layer of a teacher, or its logits where it is not made like that."""
+    if not ends_in_a_product(network):
+        return Teacher(network(batch.src, batch.tgt_input)[real])
+    if is_filled and can_pack(network):
+        features = packed_features(network, batch.src, batch.tgt_input, real)
+    else:
+        features = network.features(batch.src, batch.tgt_input)[real]
+    return Teacher(features, network.projection.weight)
+
+
+def _mean_of(said: list[Teacher]) -> Tensor:
+    """The mean distribution ``(N, V)``."""
+    logits = [one.features if one.weight is None else F.linear(one.features, one.weight) for one in said]
+    return torch.stack([one.float().softmax(-1) for one in logits]).mean(0)

@@ -1,0 +1,196 @@
+"""Knowledge distillation: the loss of its papers by definition, in value and gradients, and a run by configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import lit, write_digits
+from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentences, train, weights
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_transformer import DistilledTransformer, LitTransformer, Transformer, Translator
+from lit_transformer import loss as loss_module
+from lit_transformer.loss import Teacher, smoothed_cross_entropy
+
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
+N, V, D = 14, 11, 6
+
+
+def by_definition(logits: Tensor, labels: Tensor, teachers: list[Tensor], weight: float) -> Tensor:
+    """Two cross-entropies of torch: one against the labels, one against the mean distribution."""
+    target = sum(one.softmax(-1) for one in teachers) / len(teachers)
+    hard = F.cross_entropy(logits, labels, label_smoothing=0.1)
+    return (1 - weight) * hard + weight * F.cross_entropy(logits, target)
+
+
+@pytest.mark.parametrize("agreement", [None, 1.7])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("rows", "part"), [(2, 2), (10, 4), (200, 200)])
+def test_in_chunks_it_has_the_value_and_gradients_of_the_definition(
+    monkeypatch: pytest.MonkeyPatch, rows: int, part: int, weight: float, agreement: float | None
+) -> None:
+    monkeypatch.setattr(loss_module, "_CPU_ROWS", 0)
+    monkeypatch.setattr(loss_module, "_CPU_CHUNK", rows * V * 8)
+    monkeypatch.setattr(loss_module, "_CPU_SLICE", part * V)
+    x, w, other, output = (torch.randn(size, D, dtype=torch.float64) for size in (N, V, N, V))
+    x, w, labels = x.requires_grad_(), w.requires_grad_(), torch.randint(V, (N // 2,)).repeat(2)
+    teachers = [Teacher(other, output), Teacher(torch.randn(N, V, dtype=torch.float64))]
+
+    def chunked(x: Tensor, w: Tensor) -> Tensor:
+        return smoothed_cross_entropy(x, w, labels, 0.1, agreement, teachers, weight).loss
+
+    found = chunked(x, w)
+    expected = by_definition(x @ w.T, labels, [other @ output.T, teachers[1].features], weight)
+    if agreement is not None:
+        expected = expected + agreement * divergence_of_halves(x @ w.T)
+    torch.testing.assert_close(found, expected)
+    gradients = zip(torch.autograd.grad(3 * found, (x, w)), torch.autograd.grad(3 * expected, (x, w)), strict=True)
+    for mine, reference in gradients:
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
+    assert torch.autograd.gradcheck(chunked, (x, w))
+
+
+def divergence_of_halves(logits: Tensor) -> Tensor:
+    """Half of the two divergences between the rows of both passes."""
+    p, q = (each.log_softmax(-1) for each in logits.chunk(2))
+    both = [F.kl_div(b, a, log_target=True, reduction="batchmean") for a, b in ((p, q), (q, p))]
+    return sum(both) / 2  # type: ignore[return-value]
+
+
+class ByLogits(DistilledTransformer):
+    """Takes the way through the logits, as networks of one's own do."""
+
+    def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+        return super().forward(src, tgt_input)
+
+
+class OwnTeacher(Transformer):
+    """A teacher of which nothing is known but its logits."""
+
+    def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor:
+        return super().forward(src, tgt_input) * 2
+
+
+def teachers() -> list[Transformer]:
+    torch.manual_seed(7)
+    return [kind(**{**SIZES, "d_ff": 24}).eval().requires_grad_(False) for kind in (Transformer, OwnTeacher)]
+
+
+def make(kind: type[LitTransformer] = DistilledTransformer, **settings: Any) -> Any:
+    torch.manual_seed(5)
+    module: Any = kind(Transformer(**SIZES), optimizer=OPTIMIZERS["sgd"], **settings)
+    return module
+
+
+def loss_by_hand(network: Transformer, whole: Any, weight: float) -> Tensor:
+    real, both = whole.labels != 0, (whole.src, whole.tgt_input)
+    taught = [one.to(network.projection.weight.dtype)(*both)[real] for one in teachers()]
+    return by_definition(network.train()(*both)[real], whole.labels[real], taught, weight)
+
+
+@pytest.mark.parametrize("kind", [DistilledTransformer, ByLogits])
+def test_the_loss_is_that_of_the_papers(kind: type[LitTransformer]) -> None:
+    module, whole = make(kind, teachers=["unread"], teacher_weight=0.7).double(), batch(sentences(9))
+    module._networks = [one.double() for one in teachers()]
+    found, expected = module.compute_loss(whole), loss_by_hand(module.network, whole, 0.7)
+    torch.testing.assert_close(found.loss, expected)
+    torch.testing.assert_close(found.nll, make(LitTransformer).double().compute_loss(whole).nll)
+    parameters = list(module.parameters())
+    for mine, reference in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, reference)
+    module.eval()
+    torch.testing.assert_close(module.compute_loss(whole), LitTransformer.compute_loss(module, whole))
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_any_cut_into_micro_batches_gives_the_same_weights(
+    cuts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = iter(teachers())
+    monkeypatch.setattr("lit_transformer.distillation.read_model", lambda path: (next(read), None))
+    module, losses = make(teachers=["one", "two"]), Losses()
+    train(module, Steps(cuts), accumulate_grad_batches=len(cuts) + 1, callbacks=[losses])
+    network = make().network
+    rule, expected = OPTIMIZERS["sgd"](network.parameters()), []
+    for whole in Steps([]):
+        rule.zero_grad()
+        loss = loss_by_hand(network, whole, 0.5)
+        loss.backward()
+        rule.step()
+        expected.append(loss.item())
+    assert torch.allclose(weights(module), weights(network), atol=3e-5)
+    assert losses.logged == pytest.approx(expected, rel=1e-5)
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"teacher_weight must be from 0 to 1, got 1\.5"):
+        make(teachers=["one"], teacher_weight=1.5)
+
+
+CONFIG = """
+model:
+  class_path: lit_transformer.LitTransformer
+  init_args:
+    network:
+      class_path: lit_transformer.Transformer
+      init_args: {num_layers: 1, d_model: 32, d_ff: 64, num_heads: 2}
+data:
+  train: {path: data/train, src: en, tgt: de}
+  val: {path: data/val, src: en, tgt: de, max_rows: 5}
+  test: {path: data/val, src: en, tgt: de, max_rows: 5}
+  vocab_size: 300
+  max_tokens: 256
+trainer:
+  max_steps: 3
+  val_check_interval: 3
+  log_every_n_steps: 1
+  accelerator: cpu
+  enable_progress_bar: false
+  default_root_dir: teacher
+averaging: {num_checkpoints: 1}
+"""
+STUDENT = "--model=lit_transformer.DistilledTransformer"
+
+
+def test_a_student_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_digits(tmp_path / "data")
+    (tmp_path / "digits.yaml").write_text(CONFIG)
+    assert lit("fit", "--config=digits.yaml").status == 0
+    student = ("fit", "--config=digits.yaml", STUDENT, "--trainer.default_root_dir=student")
+    finished = lit(*student, "--model.teachers=[teacher]", "--model.network.d_ff=32")
+    assert finished.status == 0, finished.err
+    path = tmp_path / "student/checkpoints/step=3.ckpt"
+    module = DistilledTransformer.load_from_checkpoint(path, weights_only=True)
+    assert module.teachers == ["teacher"]
+    alone = LitTransformer(Transformer(**module.network.init_args))
+    assert torch.load(path, weights_only=True)["state_dict"].keys() == alone.state_dict().keys()
+    for folder in ("teacher", "elsewhere"):
+        again = f"--model.teachers=[{folder}]"
+        finished = lit(*student, again, "--data.vocab_size=290", "--overwrite=true")
+        assert finished.status == 1
+        assert ("other tokens than the data" if folder == "teacher" else "elsewhere") in finished.err
+        assert "Traceback" not in finished.err
+    finished = lit(*student, "--overwrite=true")
+    assert finished.status == 1
+    assert "has no teachers: name trained models in model.teachers" in finished.err
+
+
+def test_a_student_is_scored_without_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    write_digits(tmp_path / "data")
+    (tmp_path / "digits.yaml").write_text(CONFIG)
+    assert lit("fit", "--config=digits.yaml").status == 0
+    student = ("fit", "--config=digits.yaml", STUDENT, "--trainer.default_root_dir=student")
+    assert lit(*student, "--model.teachers=[teacher]").status == 0
+    (tmp_path / "teacher").rename(tmp_path / "gone")
+    assert lit("test", "--config=student/config.yaml").status == 0
+    assert len(Translator.from_pretrained("student")(["one two"])) == 1
