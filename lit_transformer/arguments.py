@@ -25,7 +25,8 @@ class RemembersArguments:
     """
 
     init_args: dict[str, Any]
-    _takes_nameless = False  # whether arguments in ``*args`` are passed over instead of refused
+    _takes_nameless = False  # whether arguments in ``*args`` are kept apart instead of refused
+    _nameless: tuple[Any, ...] = ()
 
     def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
         """An empty object that knows what it is about to be made with."""
@@ -43,6 +44,7 @@ class RemembersArguments:
                 values.update(values.pop(name))
             elif parameter.kind is inspect.Parameter.VAR_POSITIONAL and (nameless := values.pop(name)):
                 if cls._takes_nameless:  # type: ignore[attr-defined]
+                    object.__setattr__(made, "_nameless", nameless)
                     continue
                 raise TypeError(
                     f"{cls.__name__} got {len(nameless)} arguments without a name in *{name}: give them by name, so "

@@ -17,6 +17,16 @@ from lit_transformer.nn.packed import can_pack, packed_features
 from lit_transformer.vocabulary import PAD_ID
 
 
+class _Teachers(list[TranslationNetwork]):
+    """No part of the module: neither its weights nor, in what is copied or pickled from it, there at all."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Teachers:
+        return _Teachers()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Teachers, ()
+
+
 class DistilledTransformer(LitTransformer):
     r"""Trains with knowledge distillation: the student learns how likely its teachers find each word.
 
@@ -52,30 +62,49 @@ class DistilledTransformer(LitTransformer):
         if not 0 <= teacher_weight <= 1:
             raise ValueError(f"teacher_weight must be from 0 to 1, got {teacher_weight}")
         self.teachers, self.teacher_weight = teachers or [], teacher_weight
-        self._networks: list[TranslationNetwork] = []  # a list, so that their weights are not taken for the module's
+        self._networks = _Teachers()
+        self._tokens: list[str] = []  # fingerprints of their tokenizers
         self._said: list[Teacher] = []  # of the batch in hand
 
-    def on_fit_start(self) -> None:
-        """Reads the teachers, and refuses those of other tokens."""
-        super().on_fit_start()
+    def read_teachers(self) -> None:
+        """Reads the teachers; ``fit`` does so by itself, and the command before it touches an earlier run.
+
+        Raises:
+            InputError: If there is none, or one has a vocabulary of another size than the network.
+            CheckpointError: If one cannot be read.
+        """
         if not self.teachers:
             raise InputError(f"{type(self).__name__} has no teachers: name trained models in model.teachers")
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        expected = getattr(tokenizer, "fingerprint", None)
-        self._networks = []
+        self._networks, self._tokens = _Teachers(), []
         for path in self.teachers:
-            network, own = read_model(path)
-            if expected is not None and own.fingerprint != expected:
-                raise InputError(
-                    f"the teacher {path} has other tokens than the data: train both with one tokenizer "
-                    "(data.tokenizer_path, or --init_from a teacher)"
-                )
+            network, tokenizer = read_model(path)
             if network.vocab_size != self.network.vocab_size:
                 raise InputError(
-                    f"the teacher {path} has vocab_size={network.vocab_size}, and the network "
-                    f"{self.network.vocab_size}: make them agree"
+                    f"the teacher {path} has other tokens than the data: its vocab_size is {network.vocab_size}, that "
+                    f"of the network {self.network.vocab_size}; make them agree"
                 )
             self._networks.append(network.requires_grad_(False).eval())
+            self._tokens.append(tokenizer.fingerprint)
+
+    def on_fit_start(self) -> None:
+        """Reads the teachers, and refuses those of other tokens, or that cannot read the longest sentences."""
+        super().on_fit_start()
+        if not self._networks:
+            self.read_teachers()
+        data = getattr(self.trainer, "datamodule", None)
+        expected = getattr(getattr(data, "tokenizer", None), "fingerprint", None)
+        longest = getattr(getattr(data, "limits", None), "max_length", None)
+        for path, network, tokens in zip(self.teachers, self._networks, self._tokens, strict=True):
+            if expected is not None and tokens != expected:
+                raise InputError(
+                    f"the teacher {path} has other tokens than the data: train both with one tokenizer, by "
+                    "data.tokenizer_path, which names the tokenizer.json of the teacher's run"
+                )
+            if longest is not None and network.max_length is not None and network.max_length < longest:
+                raise InputError(
+                    f"the teacher {path} reads {network.max_length} tokens at most, and data.max_length is {longest}: "
+                    "lower data.max_length"
+                )
 
     def on_train_start(self) -> None:
         """Takes the teachers to the device of the student, which is known by now."""
@@ -86,7 +115,7 @@ class DistilledTransformer(LitTransformer):
     def on_fit_end(self) -> None:
         """Lets the teachers go."""
         super().on_fit_end()
-        self._networks = []
+        self._networks = _Teachers()
 
     def compute_loss(self, batch: TranslationBatch) -> SmoothedLoss:
         """In training the loss with the teachers' word; otherwise that of ``LitTransformer``."""
@@ -131,4 +160,5 @@ def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor, 
 def _mean_of(said: list[Teacher]) -> Tensor:
     """The mean distribution ``(N, V)``."""
     logits = [one.features if one.weight is None else F.linear(one.features, one.weight) for one in said]
-    return torch.stack([one.float().softmax(-1) for one in logits]).mean(0)
+    wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in logits]
+    return torch.stack([one.softmax(-1) for one in wide]).mean(0)

@@ -107,7 +107,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
         apart, taught = x.new_zeros(2, dtype=full)  # divergence of all pairs of rows; cross-entropy with the teachers
-        teachers = [Teacher(said.to(dtype), None if output is None else output.to(dtype)) for said, output in teachers]
+        teachers = [
+            Teacher(said) if output is None else Teacher(said.to(dtype), output.to(dtype)) for said, output in teachers
+        ]
         is_on_cpu = x.device.type == "cpu"
         row = len(weight) * x.element_size()  # bytes
         size = max(_CPU_ROWS, _CPU_CHUNK // row) if is_on_cpu else _GPU_CHUNK // row

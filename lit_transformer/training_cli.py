@@ -39,6 +39,7 @@ from lit_transformer.defaults import (
     TRAINER_DEFAULTS,
     USED_BY,
 )
+from lit_transformer.distillation import DistilledTransformer
 from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
@@ -263,6 +264,7 @@ class TranslationCLI(LightningCLI):
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_stream((stored or {}).get("stream", {}))
+        self._meet_teachers(config)
         self._make_room(config)
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._root.mkdir(parents=True, exist_ok=True)
@@ -296,6 +298,19 @@ class TranslationCLI(LightningCLI):
         if 0 < self.trainer.max_steps < interval / parts:
             message = "no validation comes before the last step, %d: set trainer.val_check_interval to at most %d"
             logger.info(message, self.trainer.max_steps, self.trainer.max_steps * parts)
+
+    def _meet_teachers(self, config: Any) -> None:
+        """Reads the teachers of a student before an earlier run is deleted, and refuses to delete them."""
+        if not isinstance(self.model, DistilledTransformer):
+            return
+        root = self._root.resolve()
+        inside = [one for one in self.model.teachers if Path(one).expanduser().resolve().is_relative_to(root)]
+        if inside and not config.ckpt_path:
+            raise InputError(
+                f"the teacher {inside[0]} lies in the folder of this run, {self._root}: choose another "
+                "--trainer.default_root_dir"
+            )
+        self.model.read_teachers()
 
     def _make_room(self, config: Any) -> None:
         """Refuses to mix two runs, or deletes the earlier one if that is asked for."""

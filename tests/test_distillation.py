@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from command_line import lit, write_digits
@@ -12,8 +15,16 @@ from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentenc
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_transformer import DistilledTransformer, LitTransformer, Transformer, Translator
+from lit_transformer import (
+    DistilledTransformer,
+    LitTransformer,
+    TeachingCorpus,
+    Transformer,
+    TranslationDataModule,
+    Translator,
+)
 from lit_transformer import loss as loss_module
+from lit_transformer.interfaces import InputError
 from lit_transformer.loss import Teacher, smoothed_cross_entropy
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
@@ -75,9 +86,9 @@ class OwnTeacher(Transformer):
         return super().forward(src, tgt_input) * 2
 
 
-def teachers() -> list[Transformer]:
+def teachers(**changes: Any) -> list[Transformer]:
     torch.manual_seed(7)
-    return [kind(**{**SIZES, "d_ff": 24}).eval().requires_grad_(False) for kind in (Transformer, OwnTeacher)]
+    return [kind(**{**SIZES, "d_ff": 24, **changes}).eval().requires_grad_(False) for kind in (Transformer, OwnTeacher)]
 
 
 def make(kind: type[LitTransformer] = DistilledTransformer, **settings: Any) -> Any:
@@ -112,8 +123,10 @@ def test_the_loss_is_that_of_the_papers(kind: type[LitTransformer]) -> None:
 def test_any_cut_into_micro_batches_gives_the_same_weights(
     cuts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = iter(teachers())
-    monkeypatch.setattr("lit_transformer.distillation.read_model", lambda path: (next(read), None))
+    read = iter([one.requires_grad_().train() for one in teachers(dropout=0.5)])  # as they are read
+    monkeypatch.setattr(
+        "lit_transformer.distillation.read_model", lambda path: (next(read), SimpleNamespace(fingerprint=""))
+    )
     module, losses = make(teachers=["one", "two"]), Losses()
     train(module, Steps(cuts), accumulate_grad_batches=len(cuts) + 1, callbacks=[losses])
     network = make().network
@@ -172,15 +185,44 @@ def test_a_student_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert module.teachers == ["teacher"]
     alone = LitTransformer(Transformer(**module.network.init_args))
     assert torch.load(path, weights_only=True)["state_dict"].keys() == alone.state_dict().keys()
-    for folder in ("teacher", "elsewhere"):
-        again = f"--model.teachers=[{folder}]"
-        finished = lit(*student, again, "--data.vocab_size=290", "--overwrite=true")
+    for options, words in (
+        (["--model.teachers=[teacher]", "--data.vocab_size=290"], "other tokens than the data: its vocab_size is 300"),
+        (["--model.teachers=[elsewhere]"], "elsewhere"),
+        (["--model.teachers=[student/checkpoints]"], "student/checkpoints lies in the folder of this run, student"),
+        ([], "has no teachers: name trained models in model.teachers"),
+    ):
+        finished = lit(*student, *options, "--overwrite=true")
         assert finished.status == 1
-        assert ("other tokens than the data" if folder == "teacher" else "elsewhere") in finished.err
+        assert words in finished.err
         assert "Traceback" not in finished.err
-    finished = lit(*student, "--overwrite=true")
-    assert finished.status == 1
-    assert "has no teachers: name trained models in model.teachers" in finished.err
+        assert path.exists()
+    lower = ["--data.tokenizer=lit_transformer.SubwordTokenizer", "--data.tokenizer.lowercase=true"]
+    other = lit(*student, "--model.teachers=[teacher]", *lower, "--overwrite=true")
+    assert (other.status, "the teacher teacher has other tokens than the data" in other.err) == (1, True), other.err
+
+
+def test_a_teacher_is_no_part_of_copies_and_bfloat16_is_near() -> None:
+    module, whole = make(teachers=["unread"], teacher_weight=0.7), batch(sentences(9))
+    module._networks.extend(teachers())
+    expected = module.compute_loss(whole).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module.compute_loss(whole).loss
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)
+    assert module._networks
+    assert not copy.deepcopy(module)._networks
+
+
+def test_a_teacher_that_is_too_short_is_refused(monkeypatch: pytest.MonkeyPatch, own_folder: None) -> None:
+    corpus = TeachingCorpus("validation", max_rows=50)
+    data = TranslationDataModule(train=corpus, vocab_size=600, max_tokens=512)
+    data.prepare_data()
+    sizes: dict[str, Any] = {"num_layers": 1, "d_model": 8, "d_ff": 16, "num_heads": 2}
+    short = Transformer(600, positions="learned", max_length=100, **sizes)
+    monkeypatch.setattr("lit_transformer.distillation.read_model", lambda path: (short, data.tokenizer))
+    trainer = L.Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False)
+    with pytest.raises(InputError, match=r"the teacher it reads 100 tokens at most, and data\.max_length is 256"):
+        trainer.fit(DistilledTransformer(Transformer(600, **sizes), teachers=["it"]), data)
 
 
 def test_a_student_is_scored_without_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

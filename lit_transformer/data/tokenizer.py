@@ -81,7 +81,7 @@ class SubwordTokenizer(RemembersArguments):
 
     vocab_size: int
     data_fingerprint: str | None
-    _takes_nameless = True  # those of a subclass are ours, and the recipe has them
+    _takes_nameless = True  # which have to be those of the recipe
 
     def __init__(
         self,
@@ -137,13 +137,21 @@ class SubwordTokenizer(RemembersArguments):
         """
         known = inspect.signature(SubwordTokenizer.__init__).parameters
         own = {name: value for name, value in self.init_args.items() if name not in known}
+        nameless = _listed(self._nameless)
+        if nameless != _listed(tuple(self.recipe.values())[: len(nameless)]):
+            raise InputError(
+                f"{type(self).__name__} has arguments of its own without a name in *args: give them by name"
+            )
         try:
-            return dict(json.loads(json.dumps(own)))
+            kept: dict[str, Any] = json.loads(json.dumps(own))
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{type(self).__name__} has arguments that no file can keep ({error}): take numbers, strings, "
                 "booleans, lists and dicts"
             ) from None
+        if kept != _listed(own):
+            raise InputError(f"{type(self).__name__} has a dict whose keys are no strings, which no file can keep")
+        return kept
 
     @property
     def maker(self) -> dict[str, Any]:
@@ -479,6 +487,13 @@ class SubwordTokenizer(RemembersArguments):
         self._sides, self.data_fingerprint = found._sides, data_fingerprint
         logger.info("reusing the tokenizer %s", path)
         return ""
+
+
+def _listed(value: Any) -> Any:
+    """The same with lists in place of tuples, as JSON has it."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _spool_targets(pairs: Iterable[SentencePair], spool: Any) -> Iterator[str]:
