@@ -10,10 +10,9 @@ from torch import Tensor
 
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
-from lit_transformer.loss import SmoothedLoss, Teacher, smoothed_cross_entropy
+from lit_transformer.loss import SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
-from lit_transformer.module import LitTransformer, ends_in_a_product
-from lit_transformer.nn.packed import can_pack, packed_features
+from lit_transformer.module import LitTransformer, ends_in_a_product, features_of, too_short
 from lit_transformer.vocabulary import PAD_ID
 
 
@@ -93,16 +92,15 @@ class DistilledTransformer(LitTransformer):
             self.read_teachers()
         data = getattr(self.trainer, "datamodule", None)
         expected = getattr(getattr(data, "tokenizer", None), "fingerprint", None)
-        longest = getattr(getattr(data, "limits", None), "max_length", None)
         for path, network, tokens in zip(self.teachers, self._networks, self._tokens, strict=True):
             if expected is not None and tokens != expected:
                 raise InputError(
                     f"the teacher {path} has other tokens than the data: train both with one tokenizer, by "
                     "data.tokenizer_path, which names the tokenizer.json of the teacher's run"
                 )
-            if longest is not None and network.max_length is not None and network.max_length < longest:
+            if lengths := too_short(network, data):
                 raise InputError(
-                    f"the teacher {path} reads {network.max_length} tokens at most, and data.max_length is {longest}: "
+                    f"the teacher {path} reads {lengths[0]} tokens at most, and data.max_length is {lengths[1]}: "
                     "lower data.max_length"
                 )
 
@@ -142,23 +140,17 @@ class DistilledTransformer(LitTransformer):
     def _ask(self, batch: TranslationBatch) -> list[Teacher]:
         """What each teacher says of the real target tokens, the faster way where there is one."""
         real = batch.labels != PAD_ID
-        is_filled = bool(real.any() and (batch.src != PAD_ID).any())
-        return [_answer(network, batch, real, is_filled) for network in self._networks]
+        return [_answer(network, batch, real) for network in self._networks]
 
 
-def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor, is_filled: bool) -> Teacher:
+def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor) -> Teacher:
     """The features and output layer of a teacher, or its logits where it is not made like that."""
     if not ends_in_a_product(network):
         return Teacher(network(batch.src, batch.tgt_input)[real])
-    if is_filled and can_pack(network):
-        features = packed_features(network, batch.src, batch.tgt_input, real)
-    else:
-        features = network.features(batch.src, batch.tgt_input)[real]
-    return Teacher(features, network.projection.weight)
+    return Teacher(features_of(network, batch, real), network.projection.weight)
 
 
 def _mean_of(said: list[Teacher]) -> Tensor:
     """The mean distribution ``(N, V)``."""
     logits = [one.features if one.weight is None else F.linear(one.features, one.weight) for one in said]
-    wide = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in logits]
-    return torch.stack([one.softmax(-1) for one in wide]).mean(0)
+    return mean_distribution(logits, torch.promote_types(logits[0].dtype, torch.float32))

@@ -163,6 +163,14 @@ def _filled(x: Tensor) -> Tensor:
     return F.pad(x, (0, 0, 0, missing)) if missing else x
 
 
+def mean_distribution(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """What several models that gave logits ``(N, V)`` say together, ``(N, V)``, computed in ``dtype``."""
+    total = logits[0].to(dtype).softmax(-1)
+    for one in logits[1:]:
+        total += one.to(dtype).softmax(-1)
+    return total / len(logits)
+
+
 def _logits(teacher: Teacher, rows: slice, is_on_cpu: bool) -> Tensor:
     """What a teacher says of some tokens, ``(rows, V)``."""
     features = teacher.features[rows]
@@ -197,7 +205,7 @@ def _soften(
         torch.sub(full.amax(1), log_probs.amax(1), out=denominators)
         probs, apart = agreeing(log_probs, agreement)
     if said:
-        target = sum(one.to(full.dtype).softmax(-1) for one in said) / len(said)
+        target = mean_distribution(said, full.dtype)
         taught = (denominators - (target * full).sum(1)).sum()
         probs.sub_(target, alpha=share)
     logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, (1 - share) * (smoothing - 1))))

@@ -47,6 +47,13 @@ def ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> 
     return is_own and type(output) is nn.Linear and output.bias is None and is_free
 
 
+def features_of(network: Transformer, batch: TranslationBatch, real: Tensor) -> Tensor:
+    """The decoder's result at real target positions ``(N, D)``, without work on padding where that can be."""
+    if can_pack(network) and real.any() and (batch.src != PAD_ID).any():
+        return packed_features(network, batch.src, batch.tgt_input, real)
+    return network.features(batch.src, batch.tgt_input)[real]
+
+
 def _word_tables(network: TranslationNetwork) -> list[Tensor]:
     """The weights with a row for each token or place: embeddings and output layers."""
     is_own = isinstance(network, Transformer)
@@ -59,17 +66,22 @@ def _word_tables(network: TranslationNetwork) -> list[Tensor]:
     return found
 
 
+def too_short(network: TranslationNetwork, datamodule: object) -> tuple[int, int] | None:
+    """The longest sentence of a network and that of the data, in tokens, if the network's is the shorter one."""
+    room = getattr(network, "max_length", None)
+    longest = getattr(getattr(datamodule, "limits", None), "max_length", None)
+    return (room, longest) if isinstance(longest, int) and isinstance(room, int) and room < longest else None
+
+
 def check_room(network: TranslationNetwork, datamodule: object) -> None:
     """Refuses a network that cannot represent the longest sentence of the data, where both say how long.
 
     Raises:
         InputError: If it cannot.
     """
-    longest = getattr(getattr(datamodule, "limits", None), "max_length", None)
-    room = getattr(network, "max_length", None)
-    if isinstance(longest, int) and isinstance(room, int) and room < longest:
+    if lengths := too_short(network, datamodule):
         raise InputError(
-            f"model.network.max_length={room} has no room for sentences of data.max_length={longest} tokens; "
+            f"model.network.max_length={lengths[0]} has no room for sentences of data.max_length={lengths[1]} tokens; "
             "make the one larger or the other smaller"
         )
 
@@ -222,9 +234,7 @@ class LitTransformer(L.LightningModule):
     def _features(self, network: Transformer, batch: TranslationBatch, real: Tensor) -> Tensor:
         """The decoder's result at real target positions ``(N, D)``, the faster way where there is one."""
         is_training = network.training and torch.is_grad_enabled()
-        if is_training and can_pack(network) and real.any() and (batch.src != PAD_ID).any():
-            return packed_features(network, batch.src, batch.tgt_input, real)
-        return network.features(batch.src, batch.tgt_input)[real]
+        return features_of(network, batch, real) if is_training else network.features(batch.src, batch.tgt_input)[real]
 
     def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Notes how much the batch weighs; frees the gradients of the step before, for the memory's sake."""

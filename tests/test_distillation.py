@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from command_line import lit, write_digits
+from command_line import lit, tiny_project
 from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentences, train, weights
 from torch import Tensor
 from torch.nn import functional as F
@@ -120,9 +120,7 @@ def test_the_loss_is_that_of_the_papers(kind: type[LitTransformer]) -> None:
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
-def test_any_cut_into_micro_batches_gives_the_same_weights(
-    cuts: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     read = iter([one.requires_grad_().train() for one in teachers(dropout=0.5)])  # as they are read
     monkeypatch.setattr(
         "lit_transformer.distillation.read_model", lambda path: (next(read), SimpleNamespace(fingerprint=""))
@@ -146,38 +144,16 @@ def test_arguments_are_checked() -> None:
         make(teachers=["one"], teacher_weight=1.5)
 
 
-CONFIG = """
-model:
-  class_path: lit_transformer.LitTransformer
-  init_args:
-    network:
-      class_path: lit_transformer.Transformer
-      init_args: {num_layers: 1, d_model: 32, d_ff: 64, num_heads: 2}
-data:
-  train: {path: data/train, src: en, tgt: de}
-  val: {path: data/val, src: en, tgt: de, max_rows: 5}
-  test: {path: data/val, src: en, tgt: de, max_rows: 5}
-  vocab_size: 300
-  max_tokens: 256
-trainer:
-  max_steps: 3
-  val_check_interval: 3
-  log_every_n_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-  default_root_dir: teacher
-averaging: {num_checkpoints: 1}
-"""
-STUDENT = "--model=lit_transformer.DistilledTransformer"
-
-
-def test_a_student_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """How a student is trained in the current folder, which holds the run of a teacher."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    write_digits(tmp_path / "data")
-    (tmp_path / "digits.yaml").write_text(CONFIG)
-    assert lit("fit", "--config=digits.yaml").status == 0
-    student = ("fit", "--config=digits.yaml", STUDENT, "--trainer.default_root_dir=student")
+    fit = "fit", f"--config={tiny_project(tmp_path)}", "--trainer.max_steps=3"
+    assert lit(*fit, "--trainer.default_root_dir=teacher").status == 0
+    return *fit, "--model=lit_transformer.DistilledTransformer", "--trainer.default_root_dir=student"
+
+
+def test_a_student_of_a_run(tmp_path: Path, student: tuple[str, ...]) -> None:
     finished = lit(*student, "--model.teachers=[teacher]", "--model.network.d_ff=32")
     assert finished.status == 0, finished.err
     path = tmp_path / "student/checkpoints/step=3.ckpt"
@@ -225,14 +201,8 @@ def test_a_teacher_that_is_too_short_is_refused(monkeypatch: pytest.MonkeyPatch,
         trainer.fit(DistilledTransformer(Transformer(600, **sizes), teachers=["it"]), data)
 
 
-def test_a_student_is_scored_without_its_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    write_digits(tmp_path / "data")
-    (tmp_path / "digits.yaml").write_text(CONFIG)
-    assert lit("fit", "--config=digits.yaml").status == 0
-    student = ("fit", "--config=digits.yaml", STUDENT, "--trainer.default_root_dir=student")
+def test_a_student_is_scored_without_its_teachers(tmp_path: Path, student: tuple[str, ...]) -> None:
     assert lit(*student, "--model.teachers=[teacher]").status == 0
     (tmp_path / "teacher").rename(tmp_path / "gone")
-    assert lit("test", "--config=student/config.yaml").status == 0
+    assert lit("test", "--config=student/config.yaml", "--averaging.num_checkpoints=1").status == 0
     assert len(Translator.from_pretrained("student")(["one two"])) == 1

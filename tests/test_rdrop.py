@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import lit, write_digits
+from command_line import lit, tiny_project
 from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentences, train, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -270,36 +270,14 @@ def test_a_configuration_names_it_and_its_checkpoint_serves_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    write_digits(tmp_path / "data")
-    config = """
-model:
-  class_path: lit_transformer.RDropTransformer
-  init_args:
-    network:
-      class_path: lit_transformer.Transformer
-      init_args: {num_layers: 1, d_model: 32, d_ff: 64, num_heads: 2}
-    alpha: 4.0
-data:
-  train: {path: data/train, src: en, tgt: de}
-  val: {path: data/val, src: en, tgt: de, max_rows: 5}
-  test: {path: data/val, src: en, tgt: de, max_rows: 5}
-  vocab_size: 300
-  max_tokens: 256
-trainer:
-  max_steps: 3
-  val_check_interval: 3
-  log_every_n_steps: 1
-  accelerator: cpu
-  enable_progress_bar: false
-  default_root_dir: run
-averaging: {num_checkpoints: 1}
-"""
-    (tmp_path / "rdrop.yaml").write_text(config)
-    finished = lit("fit", "--config=rdrop.yaml")
+    config = tiny_project(tmp_path)
+    (tmp_path / "rdrop.yaml").write_text(
+        "model: {class_path: lit_transformer.RDropTransformer, init_args: {alpha: 4.0}}"
+    )
+    finished = lit("fit", "--config", config, "--config=rdrop.yaml", "--trainer.max_steps=3")
     assert finished.status == 0, finished.err
     path = tmp_path / "run/checkpoints/step=3.ckpt"
     module = RDropTransformer.load_from_checkpoint(path, weights_only=True)
     assert (type(module), module.alpha) == (RDropTransformer, 4.0)
-    assert lit("test", "--config=run/config.yaml").status == 0
+    assert lit("test", "--config=run/config.yaml", "--averaging.num_checkpoints=1").status == 0
     assert len(Translator.from_pretrained("run")(["one two"])) == 1
