@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from lit_transformer.metrics import MosesBLEU as MosesBLEU
     from lit_transformer.module import LitTransformer as LitTransformer
     from lit_transformer.muon import MuonAdam as MuonAdam
+    from lit_transformer.nn import Ensemble as Ensemble
     from lit_transformer.nn import Transformer as Transformer
     from lit_transformer.rdrop import RDropTransformer as RDropTransformer
     from lit_transformer.translator import Translator as Translator
@@ -52,6 +53,7 @@ _HOMES = {
     "CorpusTER": "metrics",
     "DecoderState": "interfaces",
     "DistilledTransformer": "distillation",
+    "Ensemble": "nn",
     "GreedySearch": "decoding",
     "Hypothesis": "interfaces",
     "InverseSqrtWarmup": "callbacks",

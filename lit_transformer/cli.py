@@ -30,6 +30,7 @@ COMMANDS = {
     "push": ("exchange_commands", "write a model with a card to the Hub of Hugging Face"),
     "serve": ("serving.commands", "translate over HTTP: a web page and a JSON API"),
     "average": ("average_command", "average several checkpoints into one"),
+    "ensemble": ("ensemble_command", "put several models into one that translates with all of them"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
 

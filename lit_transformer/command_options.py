@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from lit_transformer.cli import did_you_mean
@@ -86,8 +87,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         choices=("torch", "ctranslate2"),
         default="torch",
-        help="ctranslate2 is faster on CPUs, takes its exported folders too, has no attention, and needs the extra "
-        "(default: torch)",
+        help="ctranslate2 may be faster for small models and single sentences, takes its exported folders too, has no "
+        "attention, and needs the extra (default: torch)",
     )
 
 
@@ -122,6 +123,18 @@ def given_lines(texts: list[str]) -> list[str]:
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
             raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
     return texts
+
+
+def new_folder(name: str) -> Path:
+    """The folder to write to, if nothing can be overwritten there.
+
+    Raises:
+        InputError: If it is a file, or a folder that holds something.
+    """
+    folder = Path(name)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder} exists already and is not an empty folder; name a new one")
+    return folder
 
 
 @contextmanager

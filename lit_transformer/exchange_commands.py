@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_transformer.command_options import CHECKPOINT_HELP, CommandParser, command_parser
+from lit_transformer.command_options import CHECKPOINT_HELP, CommandParser, command_parser, new_folder
 from lit_transformer.errors import InputError
 from lit_transformer.json_files import read_json
 
@@ -130,7 +130,7 @@ def _scores(path: Path) -> dict[str, Any]:
 def export(arguments: list[str]) -> None:
     """Runs ``lit-transformer export``."""
     options = export_parser().parse_args(arguments)
-    folder = _new_folder(options.folder)
+    folder = new_folder(options.folder)
     from lit_transformer import exchange
     from lit_transformer.translator import Translator
 
@@ -145,19 +145,11 @@ def export(arguments: list[str]) -> None:
 def import_(arguments: list[str]) -> None:
     """Runs ``lit-transformer import``."""
     options = import_parser().parse_args(arguments)
-    folder = _new_folder(options.output)
+    folder = new_folder(options.output)
     from lit_transformer.exchange import import_huggingface
 
     import_huggingface(options.folder).save(folder)
     _list(folder)
-
-
-def _new_folder(name: str) -> Path:
-    """The folder to write to, if nothing can be overwritten there."""
-    folder = Path(name)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise InputError(f"{folder} exists already and is not an empty folder; name a new one")
-    return folder
 
 
 def _list(folder: Path) -> None:

@@ -41,21 +41,32 @@ def fetch_from_hub(name: str, revision: str | None = None) -> Path:
     missing = next((file for file in FILES if not (folder / file).is_file()), None)
     if missing is not None:
         raise InputError(f"{name} of the Hub is no model of lit-transformer: it has no {missing}")
-    network = _class_path(folder / "config.json", None)
-    if not isinstance(network, str):
+    network = _content(folder / "config.json")
+    if not isinstance(network, dict) or not isinstance(network.get("class_path"), str):
         raise InputError(f"{name} of the Hub is no model of lit-transformer: its config.json names no network class")
-    _check_class(name, "network", network)
-    _check_class(name, "tokenizer", _class_path(folder / "tokenizer.json", "lit_transformer.SubwordTokenizer"))
+    for what, content in (("network", network), ("tokenizer", _content(folder / "tokenizer.json"))):
+        for class_path in _class_paths(content):
+            _check_class(name, what, class_path)
     return folder
 
 
-def _class_path(file: Path, default: str | None) -> Any:
-    """The class that a file names."""
+def _content(file: Path) -> Any:
+    """What a file holds; None if it is no JSON."""
     try:
-        content = read_json(file)
+        return read_json(file)
     except ValueError:
-        content = None
-    return content.get("class_path", default) if isinstance(content, dict) else default
+        return None
+
+
+def _class_paths(content: Any) -> Iterator[Any]:
+    """The classes that are named anywhere in what a file holds: a network may be made of others."""
+    if isinstance(content, dict):
+        if "class_path" in content:
+            yield content["class_path"]
+        content = list(content.values())
+    if isinstance(content, list):
+        for part in content:
+            yield from _class_paths(part)
 
 
 def _check_class(name: str, what: str, class_path: Any) -> None:

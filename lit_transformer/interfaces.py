@@ -8,6 +8,7 @@ times beam), ``L`` length of a hypothesis.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -153,6 +154,16 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
     def spec(self) -> dict[str, Any]:
         """How to build this network again: its class by import path and its arguments."""
         return {"class_path": class_path_of(type(self)), "init_args": dict(self.init_args)}
+
+    @classmethod
+    def from_arguments(
+        cls, arguments: dict[str, Any], build: Callable[[dict[str, Any]], TranslationNetwork]
+    ) -> TranslationNetwork:
+        """Builds the network, with fresh weights, from the ``init_args`` of its ``spec``.
+
+        A network that is made of others describes them there by their own ``spec``, and has each made by ``build``.
+        """
+        return cls(**arguments)
 
     def sharded_parts(self) -> list[nn.Module]:
         """Parts, innermost first, whose weights are gathered one at a time where training divides them over processes.

@@ -119,14 +119,16 @@ def build_network(spec: dict[str, Any], folder: Path | None = None) -> Translati
     Raises:
         CheckpointError: If the class cannot be imported, is not a ``TranslationNetwork``, or refuses its arguments.
     """
+    if not isinstance(spec, dict):  # a part of a network, as a file has it
+        raise CheckpointError(f"a network is described by an object, got {type(spec).__name__}")
     class_path, arguments = str(spec.get("class_path", "")), spec.get("init_args", {})
     try:
         network_class = import_class(class_path, TranslationNetwork, "network", folder)  # type: ignore[type-abstract]
     except InputError as error:
         raise CheckpointError(str(error)) from None
     try:
-        return network_class(**arguments)
-    except (TypeError, ValueError) as error:
+        return network_class.from_arguments(arguments, lambda part: build_network(part, folder))
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{class_path} does not accept the stored arguments: {error}") from None
 
 

@@ -417,11 +417,19 @@ class TranslationCLI(LightningCLI):
         logger.info("\nThe run is in %s: %s.", self._root, ", ".join(left))
         if any(self._checkpoints.glob("*.ckpt")):
             logger.info(
-                "Score it:   lit-transformer test --config %s%s\nTranslate:  lit-transformer translate %s 'a sentence'",
+                "Score it:   lit-transformer test --config %s%s\n"
+                "Translate:  lit-transformer translate %s 'a sentence'%s",
                 self._root / "config.yaml",
                 self._fewer_to_average(),
                 self._root if "checkpoints" in left else self._checkpoints,
+                self._search_of_scores(),
             )
+
+    def _search_of_scores(self) -> str:
+        """The options with which translate searches as test does, where they are not its defaults."""
+        scored, usual = self._get(self.config, "bleu"), vars(BeamSearch())
+        names = ("beam_size", "length_penalty", "penalty_kind")
+        return "".join(f" --{name} {scored[name]}" for name in names if scored[name] != usual[name])
 
     def _fewer_to_average(self) -> str:
         """The option that test needs where a short run left fewer checkpoints than it averages, or nothing."""

@@ -319,7 +319,7 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
 def test_the_first_page_lists_every_command() -> None:
     page = succeed().out
     assert page == succeed("--help").out
-    commands = "quickstart fit validate test predict translate attention curves export import average compare"
+    commands = "quickstart fit validate test predict translate attention curves export import average ensemble compare"
     for name in commands.split():
         assert f"\n  {name} " in page
 
@@ -445,6 +445,16 @@ def test_a_score_that_early_stopping_does_not_find_is_one_sentence(project: Path
     assert finished.status == 1
     assert "Early stopping conditioned on metric `val/blue` which is not available" in finished.err
     assert "Traceback" not in finished.err
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_early_stopping_by_a_score_of_some_validations_is_refused(project: Path, every: int) -> None:
+    options = ["--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/bleu"]
+    finished = lit("fit", "--config", "tiny.yaml", *options, "--bleu.every_n_validations", every)
+    assert finished.status == 1
+    assert f"EarlyStopping watches val/bleu at each validation, but every_n_validations={every} scores" in finished.err
+    assert "Traceback" not in finished.err
+    assert not list((project / "run").glob("checkpoints/*"))
 
 
 def test_the_folder_of_a_run_stands_for_its_newest_checkpoint(

@@ -22,8 +22,11 @@ from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
 from lit_transformer.command_options import needs_cpu
+from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
-from lit_transformer.interfaces import InputError
+from lit_transformer.interfaces import InputError, SentencePair
+from lit_transformer.model_files import write_model
+from lit_transformer.nn import Ensemble, Transformer
 from lit_transformer.serving.commands import serve_parser
 from lit_transformer.translate_command import translate_parser
 from lit_transformer.translator import Translator
@@ -434,6 +437,46 @@ def test_average_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None
     assert "the following arguments are required: --output" in finished.err
 
 
+# ensemble
+
+
+def test_an_ensemble_is_a_model_for_every_command(tiny_run: Path, tmp_path: Path) -> None:
+    paths, folder = [tiny_run / "checkpoints" / f"step={step}.ckpt" for step in (50, 100, 150)], tmp_path / "together"
+    finished = lit("ensemble", *paths, "--output", folder)
+    assert finished.status == 0, finished.err
+    assert finished.out == f"{folder}: an ensemble of {paths[0]}, {paths[1]}, {paths[2]}\n"
+    loaded = [Translator.from_pretrained(path) for path in paths]
+    networks = [each.network for each in loaded]
+    together = Translator(Ensemble(networks), loaded[0].tokenizer)(LINES)
+    assert together != loaded[0](LINES)
+    text = "".join(f"{line}\n" for line in LINES)
+    assert translate(folder, stdin=text).out == "".join(f"{line}\n" for line in together)
+    assert lit("export", folder, tmp_path / "copy").status == 0
+    assert translate(tmp_path / "copy", stdin=text).out == translate(folder, stdin=text).out
+    for command in (("export", folder, tmp_path / "other", "--format", "huggingface"), ("attention", folder, "one")):
+        assert_one_sentence(lit(*command), "Ensemble")
+
+
+def test_an_ensemble_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    other = SubwordTokenizer(vocab_size=300)
+    other.train([SentencePair("one cat", "eins Katze")] * 9)
+    network = Transformer(other.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    stranger = write_model(network, other, tmp_path / "stranger")
+    for arguments, words in (
+        ([tiny_run, "--output", tmp_path / "x"], f"needs two models or more, got {tiny_run} alone"),
+        ([tiny_run, tiny_run, "--output", tmp_path / "full"], "full exists already and is not an empty folder"),
+        ([tiny_run, tmp_path / "gone.ckpt", "--output", tmp_path / "x"], "gone.ckpt does not exist"),
+        ([tiny_run, stranger, "--output", tmp_path / "x"], f"{stranger} has other tokens than {tiny_run}"),
+        ([tiny_run, tiny_run, "--output", "/proc/x"], "--output /proc/x cannot be written"),
+    ):
+        finished = lit("ensemble", *arguments)
+        assert finished.status == 1
+        assert_one_sentence(finished, words)
+    assert not (tmp_path / "x").exists()
+
+
 def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
     for command, options in {
         "translate": [
@@ -447,6 +490,7 @@ def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
             "--alignment",
         ],
         "average": ["--last", "--output"],
+        "ensemble": ["--output"],
         "attention": ["--output", "--n_best", "--also", "--warmup_steps"],
     }.items():
         finished = lit(command, "--help")

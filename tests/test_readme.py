@@ -26,6 +26,7 @@ from lit_transformer import (
     average_command,
     compare,
     curves,
+    ensemble_command,
     exchange_commands,
     metrics,
     nn,
@@ -95,6 +96,7 @@ PARSERS = {
     "push": exchange_commands.push_parser,
     "translate": translate_command.translate_parser,
     "average": average_command.average_parser,
+    "ensemble": ensemble_command.ensemble_parser,
 }
 
 

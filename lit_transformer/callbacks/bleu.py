@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
@@ -69,7 +69,8 @@ class BLEUEvaluation(Callback):
         ValueError: If an argument is out of range, two metrics have one name, or sacrebleu has no such tokenization.
         InputError: If the weights are still divided over processes, which would wait for each other for ever in
             decoding. ``LitTransformer`` gathers them before, under ``ModelParallelStrategy``.
-        MisconfigurationException: If the data module has no tokenizer, or there are several dataloaders.
+        MisconfigurationException: If the data module has no tokenizer, there are several dataloaders, or early
+            stopping watches a score that only some of the validations have.
     """
 
     def __init__(
@@ -115,6 +116,16 @@ class BLEUEvaluation(Callback):
     def signatures(self) -> dict[str, str]:
         """The signature of each score that has one."""
         return {name: metric.signature for name, metric in self.metrics.items() if isinstance(metric, CorpusScore)}
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses early stopping by a score that not every validation has: it would judge an old one again."""
+        own = {f"val/{name}" for name in self.metrics}
+        for callback in trainer.callbacks if self.every_n_validations != 1 else []:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.monitor in own:
+                raise MisconfigurationException(
+                    f"{type(callback).__name__} watches {callback.monitor} at each validation, but every_n_validations="
+                    f"{self.every_n_validations} scores only some of them: set it to 1, or watch val/loss"
+                )
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begins a score, if it is time for one."""

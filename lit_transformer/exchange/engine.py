@@ -47,7 +47,7 @@ def load_translator(path: str | Path, engine: Engine = "torch", **options: Any) 
 
     Args:
         path: What ``Translator.from_pretrained`` takes; for ``ctranslate2`` also a folder that was exported for it.
-        engine: ``torch``, or ``ctranslate2``, which is faster on CPUs and needs its extra.
+        engine: ``torch``, or ``ctranslate2``, which needs its extra; the README says which is faster for what.
         options: Arguments of :class:`~lit_transformer.Translator` but network and tokenizer; ``compile`` is for
             ``torch`` only.
 

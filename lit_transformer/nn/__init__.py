@@ -6,6 +6,7 @@ from lit_transformer.nn.decoder import Decoder, DecoderLayer, LayerMemory, Sente
 from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
+from lit_transformer.nn.ensemble import Ensemble, EnsembleState
 from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
 from lit_transformer.nn.transformer import AttentionMaps, Transformer
@@ -18,6 +19,8 @@ __all__ = [
     "Dropout",
     "Encoder",
     "EncoderLayer",
+    "Ensemble",
+    "EnsembleState",
     "KeyValueCache",
     "LayerMemory",
     "LearnedPositions",

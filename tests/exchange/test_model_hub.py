@@ -133,13 +133,20 @@ def test_each_error_is_one_sentence(shell: Shell, hub: Hub, tiny_run: Path, monk
         ({"class_path": "trap.Network", "init_args": {}}, "asks for the network class 'trap.Network'"),
         ({"class_path": "lit_transformer_trap.Network"}, "asks for the network class"),
         ({"class_path": ["lit_transformer.Transformer"]}, "names no network class"),
+        (
+            {
+                "class_path": "lit_transformer.Ensemble",
+                "init_args": {"networks": [{"class_path": "in_trap.Network"}]},
+            },
+            "asks for the network class 'in_trap.Network'",
+        ),
         (["lit_transformer.Transformer"], "names no network class"),
     ],
 )
 def test_no_code_is_imported_for_a_name_of_the_hub(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, config: object, words: str
 ) -> None:
-    for module in ("trap", "lit_transformer_trap"):
+    for module in ("trap", "in_trap", "lit_transformer_trap"):
         (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'sprung')!r}, 'w').close()\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "snapshot"
@@ -153,7 +160,7 @@ def test_no_code_is_imported_for_a_name_of_the_hub(
     assert "\n" not in str(refused.value)
     assert "fetching somebody/trap from the Hub of Hugging Face" in caplog.messages
     assert not (tmp_path / "sprung").exists()
-    if words.endswith("'trap.Network'"):  # a folder of one's own may name any class: the trap is real
+    if words.endswith("trap.Network'"):  # a folder of one's own may name any class: the trap is real
         with pytest.raises(CheckpointError):
             Translator.from_pretrained(folder)
         assert (tmp_path / "sprung").exists()
