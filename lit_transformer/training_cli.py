@@ -263,7 +263,7 @@ class TranslationCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
-            self.datamodule.check_stream((stored or {}).get("stream", {}))
+            self.datamodule.check_state(stored or {})
         self._meet_teachers(config)
         self._make_room(config)
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder

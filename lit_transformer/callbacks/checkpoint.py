@@ -43,6 +43,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     _is_of_validation = False  # whether validation logs what is monitored
     _scored_step = -1  # when it did so last
+    _has_begun = False  # whether the training has, of which an interruption may leave something
     _is_stopping = False  # whether what is written is what an interruption leaves
     _interim: list[str] = []  # noqa: RUF012 - never changed in place; those written when the run was stopped
 
@@ -58,10 +59,15 @@ class StepCheckpoint(ModelCheckpoint):
             mode = "min" if re.search(_LESS_IS_BETTER, (monitor or "").lower()) else "max"
         super().__init__(dirpath, filename, monitor, mode=mode, **kwargs)
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Finds its folder; an interruption before the training begins leaves nothing there."""
+        super().setup(trainer, pl_module, stage)
+        self._has_begun = False
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forgets the scores of an earlier run."""
         super().on_train_start(trainer, pl_module)
-        self._defer_save_until_validation, self._scored_step = False, -1
+        self._defer_save_until_validation, self._scored_step, self._has_begun = False, -1, True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -95,7 +101,7 @@ class StepCheckpoint(ModelCheckpoint):
         never stopped. Of several processes one may have failed alone, while the others wait for it somewhere else; a
         checkpoint needs all of them, so that there is one only if all have stopped at the same step.
         """
-        if not self._should_save_on_exception(trainer):
+        if not self._has_begun or not self._should_save_on_exception(trainer):
             return
         if trainer.world_size > 1 and not _is_everywhere(exception):
             return

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -29,6 +30,9 @@ class MovingAverage(EMAWeightAveraging):
         decay: How much of the average stays at each step, from 0 to 1; 0.999 looks back about 1000 steps.
         **kwargs: Other arguments of ``EMAWeightAveraging``, such as ``update_every_n_steps`` or ``device``.
 
+    Raises:
+        MisconfigurationException: If checkpoints are to hold the weights alone, which would be those in training.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[MovingAverage(decay=0.99)], logger=False, accelerator="cpu")
@@ -40,6 +44,11 @@ class MovingAverage(EMAWeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begins the average with the weights as they are."""
+        if stage == "fit" and any(one.save_weights_only for one in trainer.checkpoint_callbacks):  # type: ignore[attr-defined]
+            raise MisconfigurationException(
+                f"with save_weights_only Lightning would save the weights in training, not those that "
+                f"{type(self).__name__} averages and validates: leave one of the two out"
+            )
         with warnings.catch_warnings():  # of weights that are not divided: they are not meant to be
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
             super().setup(trainer, pl_module, stage)

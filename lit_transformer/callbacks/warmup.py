@@ -66,6 +66,7 @@ class InverseSqrtWarmup(Callback):
         self.d_model = d_model
         self.cooldown_steps = cooldown_steps
         self._configured: list[float] = []  # the rate that each optimizer was made with
+        self._peak_before: float | None = None  # that d_model gave to the run that is resumed
         self._share = 1.0  # what the cooldown has left of the rate
 
     @property
@@ -90,7 +91,7 @@ class InverseSqrtWarmup(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forgets an earlier training with this same object; what a checkpoint knows comes after."""
         if stage == "fit":
-            self._configured, self._share = [], 1.0
+            self._configured, self._share, self._peak_before = [], 1.0, None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses to run beside another scheduler, which would overwrite the rates, or to cool down to no step.
@@ -132,12 +133,13 @@ class InverseSqrtWarmup(Callback):
                 group["initial_lr"] = self.peak
             group.setdefault("initial_lr", float(group["lr"]))
         if self.peak is None:
-            for optimizer, before, now in zip(trainer.optimizers, self._configured, configured, strict=False):
+            for optimizer, made_with, now in zip(trainer.optimizers, self._configured, configured, strict=False):
+                before = self._peak_before or made_with
                 if before and now != before:
                     rank_zero_info(f"the peak of the learning rate is {now:g} from here on, and was {before:g}")
                     for group in optimizer.param_groups:
                         group["initial_lr"] *= now / before
-        self._configured = configured
+        self._configured, self._peak_before = configured, self.peak
         self._tell_of_cooldown(trainer)
         self._set_rates(trainer)  # for whoever looks before the first batch
 
@@ -166,13 +168,14 @@ class InverseSqrtWarmup(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The learning rates that the optimizers were made with, and how far they have been cooled down."""
-        return {"configured": self._configured, "share": self._share}
+        """The learning rates that the optimizers were made with, the peak, and how far they have been cooled down."""
+        return {"configured": self._configured, "share": self._share, "peak": self.peak}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remembers both, to notice that they are others now."""
+        """Remembers all three, to notice that they are others now."""
         self._configured = list(state_dict["configured"])
         self._share = float(state_dict.get("share", 1.0))
+        self._peak_before = state_dict.get("peak")
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

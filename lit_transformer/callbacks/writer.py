@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
 import lightning as L
+from filelock import FileLock, Timeout
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.checkpoints import replacing
-from lit_transformer.data.textfiles import compressing
+from lit_transformer.data.textfiles import check_compression, compressing
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationBatch
 from lit_transformer.translator import one_line
 
@@ -49,13 +50,28 @@ class NumberedLines:
         path: The file to write in the end, on a file system that all processes share.
         rank: Number of this process, from 0.
         world_size: Number of processes.
+
+    Raises:
+        InputError: If nothing can be written there: it is a folder, the package for its ending is missing, or another
+            command is writing it just now.
     """
 
     def __init__(self, path: Path, rank: int, world_size: int) -> None:
         self.path = path
+        if path.is_dir():
+            raise InputError(f"{path} is a folder, and a file is to be written there: name a file")
+        check_compression(path.name)
         self.parts = [path.with_name(f"{path.name}.part{number}") for number in range(world_size)]
         self.part = self.parts[rank]
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(f"{path}.lock")
+        if rank == 0:
+            try:
+                self._lock.acquire(blocking=False)
+            except Timeout:
+                raise InputError(
+                    f"another command is writing {path} just now: wait for it, or write elsewhere"
+                ) from None
         self._file: TextIO = self.part.open("w", encoding="utf-8", newline="\n")
 
     def add(self, number: int, text: str) -> None:
@@ -70,6 +86,7 @@ class NumberedLines:
         """Removes this process's part."""
         self.close()
         self.part.unlink(missing_ok=True)
+        self._unlock()
 
     def merge(self, allow_gaps: bool = False) -> int:
         """Writes the output from all closed parts, removes them, and returns the number of sentences.
@@ -78,16 +95,35 @@ class NumberedLines:
             allow_gaps: Whether numbers may be missing.
 
         Raises:
-            InputError: If a sentence is missing or comes twice, or the part of a process is not here.
+            InputError: If a sentence is missing or comes twice, or the part of a process is not here; or if the output
+                cannot be written, which leaves the parts where they are.
         """
         try:
             places = self._places()
             self._check([number for number, _, _ in places], allow_gaps)
             self._write(places)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be written: {error.strerror or error}; what was translated is in "
+                f"{', '.join(str(path) for path in self.parts)}, each line with the number of its sentence"
+            ) from None
+        except InputError:
+            self._remove_parts()
+            raise
         finally:
-            for path in self.parts:
-                path.unlink(missing_ok=True)
+            self._unlock()
+        self._remove_parts()
         return len(places)
+
+    def _remove_parts(self) -> None:
+        for path in self.parts:
+            path.unlink(missing_ok=True)
+
+    def _unlock(self) -> None:
+        if self._lock.is_locked:
+            with suppress(OSError):  # Windows removes no file that is open
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def _check(self, numbers: list[int], allow_gaps: bool) -> None:
         for number, following in pairwise(numbers):

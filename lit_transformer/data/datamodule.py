@@ -255,7 +255,7 @@ class TranslationDataModule(L.LightningDataModule):
                 given that is not the one of the checkpoint.
         """
         if self._is_fit and self.corpora["train"]:
-            self.check_stream(state["stream"])
+            self.check_state(state)
             self.cursor, self._dropped = state["cursor"], DroppedRows(state.get("dropped"))
         self._choice.adopt(SubwordTokenizer.from_state(state["tokenizer"]))
 
@@ -398,6 +398,18 @@ class TranslationDataModule(L.LightningDataModule):
             "seed": self.seed,
             "bpe_dropout": self.bpe_dropout,
         }
+
+    def check_state(self, saved: dict[str, Any]) -> None:
+        """Refuses to resume from the state of a checkpoint that does not belong to this text and tokenizer.
+
+        Called before ``fit`` it spares a run the making of a tokenizer that it would not use.
+
+        Raises:
+            CorpusError: If data, settings or the recipe of the tokenizer changed.
+        """
+        self.check_stream(saved.get("stream", {}))
+        if "tokenizer" in saved:
+            self._choice.resume(SubwordTokenizer.from_state(saved["tokenizer"]))
 
     def check_stream(self, saved: dict[str, Any]) -> None:
         """Refuses to resume from a place in another stream, described by ``saved`` of the checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -36,9 +37,9 @@ class Mixing:
     """
 
     def __init__(self, weights: Sequence[float] | None = None, temperature: float = 1.0) -> None:
-        if weights is not None and not all(weight > 0 for weight in weights):
+        if weights is not None and not (weights and all(0 < weight < math.inf for weight in weights)):
             raise ValueError(
-                f"weights must all be above 0, got {list(weights)}; leave a corpus out to give it no share"
+                f"weights must be numbers above 0, one for each corpus, got {list(weights)}; leave out what gets none"
             )
         if not temperature >= 1:
             raise ValueError(f"temperature must be at least 1, got {temperature}")

@@ -50,18 +50,16 @@ class StreamPosition(Callback):
 
     def __init__(self, data: _Streaming) -> None:
         self._data = data
-        self._done = _Done(0, 0, 0, False)
+        self._done: _Done | None = None  # until the training begins: a resumed run may fail before
         self._is_interrupted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes where the run begins."""
-        self._is_interrupted = False
-        self._note(trainer)
+        self._is_interrupted, self._done = False, self._now(trainer)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Notes that the count of batches in the epoch begins anew, and that a checkpoint belongs to this epoch."""
-        self._note(trainer)
-        self._done = self._done._replace(ends_epoch=False)
+        self._done = self._now(trainer)._replace(ends_epoch=False)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -73,9 +71,10 @@ class StreamPosition(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
     ) -> None:
         """Takes over the place that the batch carries, if it completes an optimizer step; logs the rows left out."""
-        if batch.cursor is not None and trainer.global_step != self._done.steps:
-            self._data.cursor = batch.cursor
-            self._note(trainer)
+        cursor = getattr(batch, "cursor", None)  # other data may follow in the same trainer
+        if cursor is not None and self._done is not None and trainer.global_step != self._done.steps:
+            self._data.cursor = cursor
+            self._done = self._now(trainer)
         dropped = self._data.dropped.total()
         if dropped:
             pl_module.log("train/dropped_rows", float(dropped), batch_size=1)
@@ -86,6 +85,8 @@ class StreamPosition(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Puts the counters back to the last whole step, unless that is where they stand."""
+        if self._done is None:  # nothing was trained: the counters are those that the run would go on from
+            return
         loop = checkpoint["loops"]["fit_loop"]
         progress, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
         is_cut_short = not progress["is_last_batch"] and epochs["current"]["processed"] == epochs["current"]["ready"]
@@ -99,11 +100,11 @@ class StreamPosition(Callback):
         elif progress["is_last_batch"] and progress["total"]["completed"] < progress["total"]["ready"]:
             _set(progress, self._done.batches, 0)  # the next batch is the first of its epoch: Lightning overlooks that
 
-    def _note(self, trainer: L.Trainer) -> None:
+    def _now(self, trainer: L.Trainer) -> _Done:
         loop = trainer.fit_loop.epoch_loop
         progress, ends_epoch = loop.batch_progress, loop._num_ready_batches_reached()
         in_epoch = 0 if ends_epoch else progress.current.ready
-        self._done = _Done(trainer.global_step, progress.total.ready, in_epoch, ends_epoch)
+        return _Done(trainer.global_step, progress.total.ready, in_epoch, ends_epoch)
 
 
 def _set(progress: dict[str, Any], batches: int, in_epoch: int) -> None:

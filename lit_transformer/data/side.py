@@ -48,10 +48,13 @@ class Side:
         Raises:
             KeyError: If the vocabulary has no such tag.
         """
-        number: int | None = self.tokenizer.token_to_id(tag if self.rules is None else HIDDEN + tag)
+        number = self._find(tag)
         if number is None:
             raise KeyError(tag)
         return number
+
+    def _find(self, tag: str) -> int | None:
+        return self.tokenizer.token_to_id(tag if self.rules is None else HIDDEN + tag)
 
     def encode(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """Sentences as ids.
@@ -70,7 +73,7 @@ class Side:
 
     def decode(self, rows: Sequence[Sequence[int]], tags: Sequence[str]) -> list[str]:
         """Rows of ids as texts, without PAD, BOS, EOS and tags."""
-        silent = {PAD_ID, BOS_ID, EOS_ID, *map(self.tokenizer.token_to_id, tags)}
+        silent = {PAD_ID, BOS_ID, EOS_ID, *map(self._find, tags)}
         spoken = [[i for i in self._checked(row) if i not in silent] for row in rows]
         return self.tokenizer.decode_batch(spoken, skip_special_tokens=False)
 

@@ -142,9 +142,9 @@ class DatasetRows:
     def fingerprint(self) -> list[Any]:
         """Names, sizes and ends of the files; of a Hub dataset its name and revision."""
         files = self.files or []
-        if os.path.isdir(self.path):
-            found = sorted(glob.glob(os.path.join(self.path, "**", "*"), recursive=True))
-            files = [path for path in found if os.path.isfile(path)]
+        if os.path.isdir(self.path):  # the files of the split alone: others may come and go, as a run's own do
+            by_split = self._files_of_folder()
+            files = by_split.get(self.split) or [file for found in by_split.values() for file in found]
         place = "folder" if os.path.isdir(self.path) else self.path
         return [place, self.name, self.split, *map(file_identity, files)]
 
@@ -155,14 +155,17 @@ class DatasetRows:
         dataset = self._load()
         splits = dataset.info.splits or {}
         known: int | None = splits[self.split].num_examples if self.split in splits else None
-        return known or (_total(self._files_of_folder()) if os.path.isdir(self.path) else None)
+        return known or (_total(self._files_of_folder().get(self.split, [])) if os.path.isdir(self.path) else None)
 
-    def _files_of_folder(self) -> list[str]:
-        """The files in which `datasets` finds this split."""
+    def _files_of_folder(self) -> dict[str, list[str]]:
+        """The files in which `datasets` finds each split."""
         import datasets  # type: ignore[import-untyped]
 
-        found = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
-        return list(found.get(self.split, []))
+        try:
+            found = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
+        except Exception as error:  # of several libraries, and of no one class
+            raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
+        return {split: sorted(files) for split, files in found.items()}
 
     def _load(self) -> Any:
         import datasets

@@ -245,6 +245,16 @@ def compressing(path: Path, name: str) -> Iterator[IO[str]]:
         yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="\n"))
 
 
+def check_compression(name: str) -> None:
+    """Checks that a file of this name can be written, before there is anything to write.
+
+    Raises:
+        CorpusError: If ``zstandard`` is needed and not installed.
+    """
+    if Path(name).suffix == ".zst":
+        _zstandard(f"writing {name}")
+
+
 def expand(path: str) -> str:
     """The path with ``~`` and ``$VARIABLES`` replaced.
 

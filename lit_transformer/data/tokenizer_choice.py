@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lit_transformer.data.textfiles import CorpusError, expand
 from lit_transformer.data.tokenizer import SubwordTokenizer
-from lit_transformer.interfaces import SentencePair
+from lit_transformer.interfaces import InputError, SentencePair
+
+logger = logging.getLogger(__name__)
 
 
 class TokenizerChoice:
@@ -72,8 +75,14 @@ class TokenizerChoice:
         Raises:
             CorpusError: If the file holds another tokenizer than was asked for.
         """
-        if not self.tokenizer.is_trained and (path := self._file(folder)).exists():
+        if self.tokenizer.is_trained or not (path := self._file(folder)).exists():
+            return
+        try:
             self._take_file(path)
+        except InputError as error:
+            if self.path:
+                raise
+            logger.info("%s is not used: %s", path, error)  # it was not named, and a checkpoint may bring the right one
 
     @property
     def trained(self) -> SubwordTokenizer | None:
@@ -99,6 +108,25 @@ class TokenizerChoice:
             )
         self._check_sizes(saved)
         self.tokenizer = saved
+
+    def resume(self, saved: SubwordTokenizer) -> None:
+        """Takes the tokenizer of a checkpoint whose training is to go on, before another one could be made.
+
+        One that was given is compared once it has been read.
+
+        Raises:
+            CorpusError: If the recipe is another one now, or the sizes are.
+        """
+        if self._is_given:
+            return
+        self._check_sizes(saved)
+        if (saved.recipe, saved.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
+            names = [name for name, value in saved.recipe.items() if self.tokenizer.recipe.get(name) != value]
+            raise CorpusError(
+                f"the tokenizer of the checkpoint was made by another recipe than data.tokenizer says now "
+                f"({', '.join(names) or 'its class'}): leave that as it was, or begin a run anew"
+            )
+        self.adopt(saved)
 
     def _file(self, folder: str) -> Path:
         return Path(self.path or Path(folder) / "tokenizer.json")

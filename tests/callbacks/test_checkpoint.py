@@ -84,8 +84,33 @@ def test_the_last_step_is_resumed_and_scored(project: Path, accumulate: int) -> 
     assert_same_end(project / "a", project / "b", "step=9.ckpt")
 
 
+def test_a_resume_that_fails_before_it_trains_leaves_nothing(project: Path) -> None:
+    options = ["--trainer.max_steps=-1", "--checkpoint.filename=of_{epoch}", "--checkpoint.every_n_train_steps=1000"]
+    before = fit(project / "a", *options, "--trainer.max_epochs=2")
+    kept = {name: (project / "a" / "checkpoints" / name).read_bytes() for name in before}
+    arguments = ["--config", project / "tiny.yaml", "--trainer.default_root_dir", project / "a", *options]
+    finished = lit("fit", *arguments, "--trainer.max_epochs=1", "--ckpt_path=last")
+    assert finished.status == 1
+    assert "max_epochs=1" in finished.err
+    assert {path.name: path.read_bytes() for path in (project / "a" / "checkpoints").iterdir()} == kept
+
+
 def test_no_second_checkpoint_of_a_step(project: Path) -> None:
     assert fit(project / "a", "--trainer.max_steps=8") == ["step=4.ckpt", "step=8.ckpt"]
+
+
+def test_a_tokenizer_of_another_recipe_is_refused_before_it_replaces_the_one_of_the_run(project: Path) -> None:
+    fit(project / "a", "--trainer.max_steps=4")
+    made = (project / "a" / "tokenizer.json").read_bytes()
+    config = ["--config", project / "a" / "config.yaml", "--ckpt_path=last", "--trainer.max_steps=6"]
+    changed = ["--data.tokenizer=lit_transformer.SubwordTokenizer", "--data.tokenizer.init_args.lowercase=true"]
+    refused = lit("fit", *config, *changed)
+    assert refused.status == 1
+    assert "made by another recipe than data.tokenizer says now (lowercase)" in refused.err
+    assert (project / "a" / "tokenizer.json").read_bytes() == made
+    resumed = lit("fit", *config, "--data.tokenizer_max_pairs=9")  # which the trained one does not depend on any more
+    assert resumed.status == 0, resumed.err
+    assert (project / "a" / "tokenizer.json").read_bytes() == made
 
 
 @pytest.mark.slow

@@ -240,6 +240,16 @@ trainer:
     assert "Traceback" not in finished.err
 
 
+def test_checkpoints_of_weights_alone_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    options = ("--checkpoint.save_weights_only", "true", "--trainer.default_root_dir", "alone")
+    finished = lit("fit", "--config", "tiny.yaml", "--config", "ema.yaml", *options)
+    assert finished.status == 1
+    assert "with save_weights_only Lightning would save the weights in training" in finished.err
+    assert "Traceback" not in finished.err
+    assert not list((run / "alone").glob("checkpoints/*"))
+
+
 def test_one_object_averages_several_trainings() -> None:
     average = MovingAverage(decay=DECAY)
     corpus = TeachingCorpus("validation", max_rows=50)

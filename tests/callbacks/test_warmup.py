@@ -63,6 +63,18 @@ def test_resume_goes_on_with_the_same_rates(tmp_path: Path, d_model: int | None,
     assert first + rest == whole
 
 
+def test_without_d_model_a_resumed_run_takes_the_rate_of_its_optimizer(tmp_path: Path) -> None:
+    fit = trainer(InverseSqrtWarmup(4, d_model=16), max_epochs=1)
+    fit.fit(Module(lr=0.5), Data())
+    assert fit.optimizers[0].param_groups[0]["initial_lr"] == 0.125
+    fit.save_checkpoint(tmp_path / "first.ckpt")
+    module = Module(lr=0.5)
+    fit = trainer(InverseSqrtWarmup(4), max_epochs=2)
+    fit.fit(module, Data(), ckpt_path=str(tmp_path / "first.ckpt"), weights_only=True)
+    assert fit.optimizers[0].param_groups[0]["initial_lr"] == pytest.approx(0.5)
+    assert module.rates[0] == pytest.approx(0.5 * math.sqrt(4 / 13))
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_last_steps_cool_down(accumulate: int) -> None:
     module = Module(num_groups=2)

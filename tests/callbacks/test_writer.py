@@ -1,10 +1,12 @@
 """TranslationWriter writes every sentence once, in order, or nothing at all."""
 
+import errno
 import gzip
 import json
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from standins import SENTENCES, TRANSLATIONS, Batches, Data, Module, Words, trai
 from torch import multiprocessing
 from torch.utils.data import DataLoader
 
+from lit_transformer.callbacks import writer as writer_file
 from lit_transformer.callbacks.bleu import BLEUEvaluation
 from lit_transformer.callbacks.writer import NumberedLines, TranslationWriter
 from lit_transformer.interfaces import Hypothesis, InputError
@@ -110,6 +113,46 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     lines.close()
     with pytest.raises(InputError, match=r"process 1 .* must see the same folder"):
         lines.merge()
+
+
+def test_what_cannot_be_written_is_told_before_the_first_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Untouched(Module):
+        def predict_step(self, batch: Any, batch_idx: int) -> list[list[Hypothesis]]:
+            raise AssertionError("nothing should have been translated")
+
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "folder").mkdir()
+    for name, words in (("folder", "is a folder"), ("out.zst", "needs the extra 'zstd'")):
+        with pytest.raises(InputError, match=words):
+            trainer(TranslationWriter(tmp_path / name)).predict(Untouched(), datamodule=Data())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_translations_outlive_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer_file, "compressing", full)
+    lines = NumberedLines(tmp_path / "out", 0, 1)
+    lines.add(0, "eins")
+    lines.close()
+    with pytest.raises(InputError, match=r"out cannot be written: No space left .* is in .*out\.part0, each line"):
+        lines.merge()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"out.part0": '[0, "eins"]\n'}
+
+
+def test_two_at_once_do_not_mix_their_lines(tmp_path: Path) -> None:
+    first = NumberedLines(tmp_path / "out", 0, 1)
+    first.add(0, "eins")
+    with pytest.raises(InputError, match=r"another command is writing .*out just now"):
+        NumberedLines(tmp_path / "out", 0, 1)
+    first.close()
+    assert first.merge() == 1
+    assert (tmp_path / "out").read_text() == "eins\n"
+    NumberedLines(tmp_path / "out", 0, 1).discard()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_broken_run_leaves_the_old_file(tmp_path: Path) -> None:

@@ -66,6 +66,27 @@ def test_two_text_files_by_name_and_a_folder_with_splits(tmp_path):
     assert list(by_name) == list(in_folder) == PAIRS
 
 
+def test_a_folder_is_known_by_the_files_of_its_split(tmp_path):
+    def write(name, rows):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("train.jsonl", TABLE)
+    write("validation.jsonl", TABLE[:9])
+    before = ParallelCorpus(str(tmp_path)).fingerprint()
+    write("validation.jsonl", TABLE[:5])
+    write("test.jsonl", TABLE[:3])
+    write("runs/metrics.csv", TABLE[:2])
+    assert ParallelCorpus(str(tmp_path)).fingerprint() == before
+    write("train.jsonl", TABLE[:50])
+    assert ParallelCorpus(str(tmp_path)).fingerprint() != before
+
+
+def test_an_empty_folder_is_one_sentence(tmp_path):
+    with pytest.raises(CorpusError, match="cannot open the folder"):
+        ParallelCorpus(str(tmp_path)).fingerprint()
+
+
 def test_text_without_last_newline_and_with_byte_order_mark(tmp_path):
     (tmp_path / "a.en").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
     (tmp_path / "a.de").write_bytes(b"eins\nleer\nzwei")

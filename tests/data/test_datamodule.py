@@ -313,6 +313,46 @@ def test_checkpoint_tokenizer_serves_where_no_file_is(tmp_path):
     assert not (elsewhere / "tokenizer.json").exists()
 
 
+def test_a_stray_tokenizer_does_not_stand_in_the_way_of_a_checkpoint(tmp_path):
+    _, data = run(tmp_path, max_steps=2)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    other = SubwordTokenizer(vocab_size=300)
+    other.train(write_corpus(tmp_path, 50, "other"))
+    other.save(tmp_path / "other.json")
+    for stray in ('{"version": "1.0", "model": {}}', (tmp_path / "other.json").read_text(encoding="utf-8")):
+        (elsewhere / "tokenizer.json").write_text(stray, encoding="utf-8")
+        fresh = TranslationDataModule(predict=write_corpus(tmp_path, 9, "p"), vocab_size=400)
+        make_trainer(elsewhere).predict(Tiny(), fresh, ckpt_path=tmp_path / "whole/step=2.ckpt", weights_only=True)
+        assert fresh.tokenizer.fingerprint == data.tokenizer.fingerprint
+    named = TranslationDataModule(
+        predict=write_corpus(tmp_path, 9, "p"), vocab_size=400, tokenizer_path=str(elsewhere / "tokenizer.json")
+    )
+    with pytest.raises(CorpusError, match="vocab_size=300"):
+        make_trainer(elsewhere).predict(Tiny(), named, ckpt_path=tmp_path / "whole/step=2.ckpt", weights_only=True)
+
+
+def test_the_trainer_serves_other_data_afterwards(tmp_path):
+    module, data = Tiny(), make_data(tmp_path)
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.fit(module, data)
+    trainer.fit_loop.epoch_loop.max_steps = 4
+
+    class Plain(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    trainer.fit(Plain(), torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=1))
+    assert trainer.global_step == 4
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -119,7 +119,9 @@ def test_an_empty_corpus_is_an_error_and_no_endless_loop(lanes):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1.0, 0.0],), r"weights must all be above 0, got \[1.0, 0.0\]"),
+        (([1.0, 0.0],), r"weights must be numbers above 0, one for each corpus, got \[1.0, 0.0\]"),
+        (([float("inf"), 1.0],), r"weights must be numbers above 0, one for each corpus, got \[inf, 1.0\]"),
+        (([],), r"weights must be numbers above 0, one for each corpus, got \[\]"),
         ((None, 0.5), "temperature must be at least 1, got 0.5"),
         ((None, math.nan), "temperature must be at least 1"),
         (([1.0, 2.0], 3.0), "give either weights or temperature=3.0"),

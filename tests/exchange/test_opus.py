@@ -163,6 +163,8 @@ def test_an_imported_folder_is_translated_with_looked_into_and_trained_on(tmp_pa
     assert translator.tokenizer.encode_src([f"{TAG} I"]) == import_huggingface(folder).tokenizer.encode_src(
         [f"{TAG} I"]
     )
+    known = translator.tokenizer
+    assert known.decode(known.encode_src([f"{TAG} I"])[0]) == known.decode(known.encode_src(["I"])[0])
     assert lit("translate", back, "I love cats", "--beam_size", "2").status == 0
     view = translator.attention("I love 漢字", "나는")
     assert "".join(view.src_tokens) == "▁I▁love▁漢字</s>"
