@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lit_transformer.data import TranslationDataModule as TranslationDataModule
     from lit_transformer.decoding import BeamSearch as BeamSearch
     from lit_transformer.decoding import GreedySearch as GreedySearch
+    from lit_transformer.decoding import SamplingSearch as SamplingSearch
     from lit_transformer.distillation import DistilledTransformer as DistilledTransformer
     from lit_transformer.interfaces import DecoderState as DecoderState
     from lit_transformer.interfaces import Hypothesis as Hypothesis
@@ -64,6 +65,7 @@ _HOMES = {
     "MuonAdam": "muon",
     "ParallelCorpus": "data",
     "RDropTransformer": "rdrop",
+    "SamplingSearch": "decoding",
     "Search": "interfaces",
     "SentencePair": "interfaces",
     "SubwordTokenizer": "data",

@@ -20,6 +20,7 @@ from lit_transformer.command_options import (
     add_penalty_options,
     command_parser,
     device_of,
+    finite,
     given_lines,
     positive,
     writing,
@@ -28,10 +29,12 @@ from lit_transformer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
 if TYPE_CHECKING:
     from rich.progress import Task
 
-    from lit_transformer.decoding import BeamSearch
+    from lit_transformer.decoding import BeamSearch, SamplingSearch
     from lit_transformer.interfaces import Translation
     from lit_transformer.translator import Translator
 
@@ -51,6 +54,7 @@ def translate_parser() -> argparse.ArgumentParser:
         "examples:\n  echo 'I love cats' | lit-transformer translate runs/quickstart\n"
         "  lit-transformer translate runs/quickstart 'I love cats' 'The dog sleeps'\n"
         "  lit-transformer translate model.ckpt --input news.en --output news.de --beam_size 1\n"
+        "  lit-transformer translate model.ckpt --input news.en --output drawn.de --sample --top_k 10\n"
         "  lit-transformer translate model.ckpt --input news.en --engine ctranslate2 --precision int8",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
@@ -66,6 +70,15 @@ def translate_parser() -> argparse.ArgumentParser:
         metavar="TAG",
         help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
     )
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="draw translations at random instead of searching the likeliest, as for back-translation",
+    )
+    parser.add_argument("--temperature", type=finite, help="of --sample: divides the scores (default: 1.0)")
+    parser.add_argument("--top_k", type=int, help="of --sample: draw among the likeliest so many tokens (default: all)")
+    parser.add_argument("--top_p", type=finite, help="of --sample: draw among those with this share (default: 1.0)")
+    parser.add_argument("--seed", type=int, help="of --sample: another draw (default: 0)")
     parser.add_argument("--n_best", type=positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
     parser.add_argument(
@@ -186,9 +199,19 @@ def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str
         yield line
 
 
-def _search(options: argparse.Namespace) -> BeamSearch:
-    from lit_transformer.decoding import BeamSearch
+def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
+    from lit_transformer.decoding import BeamSearch, SamplingSearch
 
+    given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
+    if options.sample:
+        if options.beam_size:
+            raise InputError("--sample draws each translation by itself: leave --beam_size out")
+        try:
+            return SamplingSearch(n_best=options.n_best, **given)
+        except ValueError as error:
+            raise InputError(f"--{error}") from None
+    if given:
+        raise InputError(f"--{next(iter(given))} is for --sample: add that, or leave it out")
     beam_size = options.beam_size or max(4, options.n_best)
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")

@@ -334,6 +334,30 @@ def test_faster_ways_translate_too(tiny_run: Path, arguments: list[str]) -> None
     assert translate(tiny_run, "one cat", "two", *arguments).out == "eins Katze\nzwei\n"
 
 
+def test_translations_can_be_drawn(tiny_run: Path) -> None:
+    text = "one cat\n" * 6
+    sample = ("--sample", "--temperature", "3")
+    drawn = translate(tiny_run, *sample, "--top_k", "9", stdin=text).out
+    assert len(set(drawn.splitlines())) > 1
+    assert translate(tiny_run, *sample, "--top_k", "9", stdin=text).out == drawn
+    assert translate(tiny_run, *sample, "--top_k", "9", "--seed", "1", stdin=text).out != drawn
+    assert translate(tiny_run, *sample, "--top_p", "0.00001", stdin=text).out == "eins Katze\n" * 6
+    assert len(translate(tiny_run, "--sample", "--n_best", "3", "one cat").out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--top_k", "3"], "--top_k is for --sample"),
+        (["--sample", "--beam_size", "3"], "leave --beam_size out"),
+        (["--sample", "--temperature", "0"], "--temperature must be a number above 0, got 0.0"),
+        (["--sample", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2.0"),
+    ],
+)
+def test_options_of_drawing_are_checked(tiny_run: Path, options: list[str], words: str) -> None:
+    assert_one_sentence(translate(tiny_run, "one", *options, status=1), words)
+
+
 def test_compiling_without_a_compiler_is_an_error(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)

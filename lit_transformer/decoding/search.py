@@ -1,8 +1,10 @@
-"""Greedy search, and what every search needs: how long an output may get, and how likely each next token is."""
+"""Greedy search and sampling, and what every search needs: how long an output may get, how likely each token is."""
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -160,29 +162,128 @@ class GreedySearch(Search):
 
     def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
         """One hypothesis for each of the ``B`` source sentences ``(B, S)``."""
-        caps = output_caps(network, src, self.max_extra_length)
-        if len(caps) == 0:
-            return []
-        limits, sentences = caps.tolist(), list(range(len(caps)))  # sentences of the open rows
-        found: list[list[int]] = [[] for _ in limits]
-        log_probs = [0.0] * len(limits)
-        state, tokens, length = network.start(src), src.new_full((len(limits),), BOS_ID), 0
-        while sentences:
-            length += 1
-            logits, state = network.step(tokens, state)
-            last = [limits[sentence] == length for sentence in sentences]
-            at_cap = torch.tensor(last, device=src.device) if any(last) else None
-            best = likeliest(next_log_probs(logits, at_cap, self.allow_unknown), 1)
-            values, tokens = (column.squeeze(1) for column in best)
-            still_open = []
-            for row, (token, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
-                log_probs[sentences[row]] += value
-                if token != EOS_ID and not last[row]:
-                    found[sentences[row]].append(token)
-                    still_open.append(row)
-            if 0 < len(still_open) < len(sentences):
-                rows = torch.tensor(still_open, device=src.device)
-                state, tokens = state.select(rows), tokens[rows]
-            sentences = [sentences[row] for row in still_open]
-        results = zip(found, log_probs, strict=True)
-        return require_finite([[Hypothesis(tokens, value, value)] for tokens, value in results])
+        return _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, lambda x: likeliest(x, 1))
+
+
+class SamplingSearch(Search):
+    """Draws translations at random, each next token by its probability.
+
+    The likeliest translations of a model are more alike than those of people, and a model that is trained on its own
+    likeliest ones learns little: draw for back-translation (Edunov et al. 2018, "Understanding back-translation at
+    scale"), and to see what a model finds possible. Sentences, seed and batches that are the same give the same result.
+
+    Args:
+        temperature: Divides the scores: below 1 the likely tokens become likelier, above 1 all more alike.
+        top_k: Draw among the so many likeliest tokens only; 0 for all.
+        top_p: Draw among the likeliest tokens that have this probability together, at least one; 1 for all (Holtzman
+            et al. 2020, "The curious case of neural text degeneration").
+        n_best: Translations to draw for each sentence, the likeliest first; some may be the same.
+        max_extra_length: Tokens that a translation may have more than its source.
+        allow_unknown: Whether UNK may be drawn. PAD and BOS never are.
+        seed: Decides what is drawn.
+
+    Raises:
+        ValueError: If an argument is out of range; in a search, if a row of the source holds nothing but padding or the
+            network gives no finite log probability.
+
+    Example:
+        >>> from lit_transformer.nn import Transformer
+        >>> network = Transformer(vocab_size=32, num_layers=1, d_model=16, d_ff=32, num_heads=2).eval()
+        >>> with torch.inference_mode():
+        ...     hypotheses = SamplingSearch(top_k=5, n_best=3)(network, torch.tensor([[5, 6, 3], [7, 3, 0]]))
+        >>> [len(found) for found in hypotheses]
+        [3, 3]
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        n_best: int = 1,
+        max_extra_length: int = 50,
+        allow_unknown: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be a number above 0, got {temperature}")
+        if top_k < 0:
+            raise ValueError(f"top_k must be 0 tokens or more, got {top_k}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
+        if n_best < 1:
+            raise ValueError(f"n_best must be 1 or more, got {n_best}")
+        require_extra_length(max_extra_length)
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
+        self.n_best, self.seed = n_best, seed
+        self.max_extra_length, self.allow_unknown = max_extra_length, allow_unknown
+
+    @property
+    def beam_size(self) -> int:
+        """Rows that each sentence takes, as in a beam search."""
+        return self.n_best
+
+    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
+        """``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, with the network's probabilities."""
+        content = f"{self.seed} {src.tolist()}".encode()
+        seed = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
+        generator = torch.Generator(src.device).manual_seed(seed)
+
+        def draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+            races = torch.empty_like(log_probs).exponential_(generator=generator).clamp_(min=1e-20)
+            tokens = (self.probabilities(log_probs) / races).argmax(dim=1, keepdim=True)  # no wait for a GPU
+            return log_probs.gather(1, tokens), tokens
+
+        found = _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, draw, self.n_best)
+        return [sorted(drawn, key=lambda one: -one.log_prob) for drawn in found]
+
+    def probabilities(self, log_probs: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
+        """What each next token is drawn with ``(R, V)``, from the network's log probabilities ``(R, V)``."""
+        probs = (log_probs / self.temperature).softmax(dim=1)
+        if not 0 < self.top_k < probs.size(1) and self.top_p == 1:
+            return probs
+        probs, tokens = probs.sort(dim=1, descending=True, stable=True)
+        if self.top_k:
+            probs[:, self.top_k :] = 0
+            probs /= probs.sum(dim=1, keepdim=True)
+        before = probs.cumsum(dim=1) - probs  # probability of all likelier tokens
+        probs = probs.masked_fill(before >= self.top_p, 0)
+        return torch.zeros_like(probs).scatter_(1, tokens, probs / probs.sum(dim=1, keepdim=True))
+
+
+def _one_token_at_a_time(
+    network: TranslationNetwork,
+    src: Int[Tensor, "B S"],
+    max_extra_length: int,
+    allow_unknown: bool,
+    choose: Callable[[Float[Tensor, "R V"]], tuple[Float[Tensor, "R 1"], Int[Tensor, "R 1"]]],
+    copies: int = 1,
+) -> list[list[Hypothesis]]:
+    """Continues each of ``copies`` hypotheses of each sentence by the token that is chosen, until it is EOS."""
+    caps = output_caps(network, src, max_extra_length).repeat_interleave(copies)
+    if len(caps) == 0:
+        return []
+    limits, places = caps.tolist(), list(range(len(caps)))  # hypotheses of the open rows
+    found: list[list[int]] = [[] for _ in limits]
+    log_probs = [0.0] * len(limits)
+    state, tokens, length = network.start(src), src.new_full((len(limits),), BOS_ID), 0
+    if copies > 1:
+        state = state.select(torch.arange(len(src), device=src.device).repeat_interleave(copies))
+    while places:
+        length += 1
+        logits, state = network.step(tokens, state)
+        last = [limits[place] == length for place in places]
+        at_cap = torch.tensor(last, device=src.device) if any(last) else None
+        values, tokens = (column.squeeze(1) for column in choose(next_log_probs(logits, at_cap, allow_unknown)))
+        still_open = []
+        for row, (token, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
+            log_probs[places[row]] += value
+            if token != EOS_ID and not last[row]:
+                found[places[row]].append(token)
+                still_open.append(row)
+        if 0 < len(still_open) < len(places):
+            rows = torch.tensor(still_open, device=src.device)
+            state, tokens = state.select(rows), tokens[rows]
+        places = [places[row] for row in still_open]
+    results = [Hypothesis(tokens, value, value) for tokens, value in zip(found, log_probs, strict=True)]
+    return require_finite([results[start : start + copies] for start in range(0, len(results), copies)])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_networks import PrefixNetwork, real_tokens, sources
 
-from lit_transformer.decoding import BeamSearch, GreedySearch, Search
+from lit_transformer.decoding import BeamSearch, GreedySearch, SamplingSearch, Search
 from lit_transformer.decoding.search import likeliest, next_log_probs, output_caps
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
@@ -33,6 +33,83 @@ def test_greedy_equals_a_plain_loop(seed, eos_bias):
         tokens, log_prob = plain_greedy(network, source, len(source) + 4)
         assert hypothesis.tokens == tokens
         assert hypothesis.log_prob == hypothesis.score == pytest.approx(log_prob, rel=1e-5, abs=1e-6)
+
+
+def first_tokens(search, network, source, count):
+    """How often each first token was drawn, EOS among them."""
+    drawn = search(network, source.expand(count // search.n_best, -1))
+    counts = torch.zeros(network.vocab_size)
+    for found in drawn:
+        for one in found:
+            counts[one.tokens[0] if one.tokens else EOS_ID] += 1
+    return counts / counts.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("n_best", [1, 4])
+def test_tokens_are_drawn_by_their_probability(temperature, n_best):
+    network, source = PrefixNetwork(vocab_size=9, scale=1.0), sources(3)
+    scores = torch.tensor(network.log_probs(real_tokens(source)[0], ())) / temperature
+    scores[[PAD_ID, BOS_ID]] = NEVER
+    expected = scores.softmax(0)
+    found = first_tokens(SamplingSearch(temperature, n_best=n_best, max_extra_length=2), network, source, 6000)
+    assert found[[PAD_ID, BOS_ID]].tolist() == [0, 0]
+    spread = (expected * (1 - expected) / 6000).sqrt()
+    assert ((found - expected).abs() <= 4 * spread).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [({"top_k": 3}, 3), ({"top_p": 0.6}, None), ({"top_k": 4, "top_p": 0.9}, None), ({"top_k": 99}, 7)],
+)
+def test_only_the_likeliest_are_drawn(options, kept):
+    log_probs = torch.tensor([[0.05, 0.3, 0.02, 0.13, 0.25, 0.15, 0.1]]).log()
+    likely, nucleus = sorted(log_probs.exp()[0].tolist(), reverse=True)[: options.get("top_k", 99)], []
+    for one in likely:  # by definition: until they have the probability together
+        if sum(nucleus) < options.get("top_p", 1.0) * sum(likely):
+            nucleus.append(one)
+    found = SamplingSearch(**options).probabilities(log_probs)[0]
+    assert sorted(found[found > 0].tolist(), reverse=True) == pytest.approx([one / sum(nucleus) for one in nucleus])
+    assert kept is None or len(nucleus) == kept
+    assert (log_probs[0][found > 0].min() > log_probs[0][found == 0].max()) if (found == 0).any() else kept == 7
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}])
+def test_drawing_the_likeliest_alone_is_greedy(options):
+    network, src = PrefixNetwork(vocab_size=9, seed=4), sources(3, 1, 5, 2)
+    assert SamplingSearch(**options, max_extra_length=4)(network, src) == GreedySearch(max_extra_length=4)(network, src)
+
+
+def test_what_is_drawn_follows_from_the_seed_and_has_the_probability_of_the_network():
+    network, src = PrefixNetwork(vocab_size=9, seed=2), sources(3, 5)
+    search = SamplingSearch(temperature=3.0, top_k=5, n_best=6, max_extra_length=3)
+    found = search(network, src)
+    assert found == search(network, src)
+    assert found != SamplingSearch(temperature=3.0, top_k=5, n_best=6, max_extra_length=3, seed=1)(network, src)
+    for source, drawn in zip(real_tokens(src), found, strict=True):
+        assert len({tuple(one.tokens) for one in drawn}) > 1
+        assert [one.log_prob for one in drawn] == sorted((one.log_prob for one in drawn), reverse=True)
+        for one in drawn:
+            steps = [*one.tokens, EOS_ID]
+            total = sum(network.log_probs(source, tuple(one.tokens[:n]))[token] for n, token in enumerate(steps))
+            assert one.log_prob == one.score == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"temperature": 0.0}, "temperature must be a number above 0, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be a number above 0"),
+        ({"top_k": -1}, "top_k must be 0 tokens or more, got -1"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, got 0.0"),
+        ({"top_p": 1.5}, "top_p must be above 0 and at most 1, got 1.5"),
+        ({"n_best": 0}, "n_best must be 1 or more, got 0"),
+        ({"max_extra_length": -1}, "max_extra_length must be 0 tokens or more"),
+    ],
+)
+def test_what_cannot_be_drawn_with_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        SamplingSearch(**options)
 
 
 def test_the_inputs_of_greedy_search_above_reach_the_cap_and_stop_before_it():
