@@ -231,7 +231,8 @@ class SamplingSearch(Search):
 
         def draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
             races = torch.empty_like(log_probs).exponential_(generator=generator).clamp_(min=1e-20)
-            tokens = (self.probabilities(log_probs) / races).argmax(dim=1, keepdim=True)  # no wait for a GPU
+            chances = self.probabilities(log_probs) / races  # the greatest wins: a draw that waits for no GPU
+            tokens = chances.masked_fill_(log_probs.isneginf(), -1).argmax(dim=1, keepdim=True)  # also of broken scores
             return log_probs.gather(1, tokens), tokens
 
         found = _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, draw, self.n_best)

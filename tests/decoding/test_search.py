@@ -178,21 +178,27 @@ def test_no_sentences_no_hypotheses(search: Search):
     assert search(PrefixNetwork(6), torch.zeros(0, 4, dtype=torch.long)) == []
 
 
-@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+@pytest.mark.parametrize(
+    "search", [GreedySearch(2), BeamSearch(max_extra_length=2), SamplingSearch(max_extra_length=2)]
+)
 def test_a_row_of_padding_is_an_error(search: Search):
     src = torch.tensor([[5, EOS_ID], [PAD_ID, PAD_ID]])
     with pytest.raises(ValueError, match="src row 1 holds nothing but padding"):
         search(PrefixNetwork(6), src)
 
 
-@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+@pytest.mark.parametrize(
+    "search", [GreedySearch(2), BeamSearch(max_extra_length=2), SamplingSearch(max_extra_length=2)]
+)
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_broken_scores_are_an_error(search: Search, scale: float):
     with pytest.raises(ValueError, match=r"src row 0 no translation of finite log_prob; its logits hold NaN"):
         search(PrefixNetwork(8, scale=scale), sources(3, 2))
 
 
-@pytest.mark.parametrize("search", [GreedySearch(2), BeamSearch(max_extra_length=2)])
+@pytest.mark.parametrize(
+    "search", [GreedySearch(2), BeamSearch(max_extra_length=2), SamplingSearch(max_extra_length=2)]
+)
 def test_a_network_that_never_ends_is_an_error(search: Search):
     with pytest.raises(ValueError, match="src row 0 no translation of finite log_prob"):
         search(PrefixNetwork(8, eos_bias=NEVER), sources(3, 2))
