@@ -315,6 +315,7 @@ def test_what_a_single_process_of_several_fails_with_asks_the_others_for_nothing
     alone.save_checkpoint = lambda path, *_: saved.append(path)
     alone.strategy = SimpleNamespace(broadcast=lambda value: value)
     alone.is_global_zero, alone.loggers = False, []
+    checkpoint._has_begun = True  # the training
     checkpoint.on_exception(alone, Module(), RuntimeError("CUDA out of memory"))
     checkpoint.on_exception(alone, Module(), KeyboardInterrupt())
     assert saved == []
