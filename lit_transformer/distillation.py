@@ -12,7 +12,8 @@ from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
-from lit_transformer.module import LitTransformer, ends_in_a_product, features_of, too_short
+from lit_transformer.module import ends_in_a_product, features_of, too_short
+from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.vocabulary import PAD_ID
 
 
@@ -26,13 +27,15 @@ class _Teachers(list[TranslationNetwork]):
         return _Teachers, ()
 
 
-class DistilledTransformer(LitTransformer):
+class DistilledTransformer(RDropTransformer):
     r"""Trains with knowledge distillation: the student learns how likely its teachers find each word.
 
     The loss is :math:`(1 - w)` times that of ``LitTransformer`` plus :math:`w` times the cross-entropy against the mean
     distribution of all teachers, both means per target token. Several teachers of one kind, trained from other seeds,
     translate better together than each alone, and the student takes most of that over at the size of one. A teacher may
     be larger, too; it has to have the same tokens. ``train/perplexity`` is that of the references, as ever.
+
+    With ``alpha`` the student trains with R-Drop too, see ``RDropTransformer``: it passes twice, the teachers once.
 
     Teachers read each batch without dropout, on the device of the student, and are no part of its checkpoints: only
     ``fit`` needs them.
@@ -46,6 +49,7 @@ class DistilledTransformer(LitTransformer):
         teachers: Trained models, as ``translate`` takes them: ``.ckpt`` files, folders of runs (their newest
             checkpoint) or of ``average`` and ``export``, or names on the Hub.
         teacher_weight: The share :math:`w` of the loss, from 0 to 1.
+        alpha: Weight of R-Drop's divergence; 0 does without, and each sentence passes once.
         **kwargs: Arguments of ``LitTransformer``.
 
     Raises:
@@ -55,9 +59,14 @@ class DistilledTransformer(LitTransformer):
     """
 
     def __init__(
-        self, *args: Any, teachers: list[str] | None = None, teacher_weight: float = 0.5, **kwargs: Any
+        self,
+        *args: Any,
+        teachers: list[str] | None = None,
+        teacher_weight: float = 0.5,
+        alpha: float = 0.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, alpha=alpha, **kwargs)
         if not 0 <= teacher_weight <= 1:
             raise ValueError(f"teacher_weight must be from 0 to 1, got {teacher_weight}")
         self.teachers, self.teacher_weight = teachers or [], teacher_weight
@@ -125,16 +134,25 @@ class DistilledTransformer(LitTransformer):
 
     def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
-        arguments = features, self.output_weight, labels, self.label_smoothing
-        return smoothed_cross_entropy(*arguments, teachers=self._said, teacher_weight=self.teacher_weight)
+        agreement = self.alpha / 2 if self._passes_twice else None
+        arguments = features, self.output_weight, labels, self.label_smoothing, agreement
+        return smoothed_cross_entropy(*arguments, self._said, self.teacher_weight)
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from scores ``(N, V)``, for any other network or criterion."""
         found = super().loss_of_logits(logits, labels)
         if not self._said or not len(labels):
             return found
-        taught = -(_mean_of(self._said) * logits.log_softmax(-1)).sum(-1).mean()
-        return SmoothedLoss((1 - self.teacher_weight) * found.loss + self.teacher_weight * taught, found.nll)
+        target = _mean_of(self._said)
+        target = torch.cat((target, target)) if self._passes_twice else target
+        apart = self._apart(logits) if self._passes_twice else 0.0
+        taught = -(target * logits.log_softmax(-1)).sum(-1).mean()
+        own = (1 - self.teacher_weight) * (found.loss - apart)
+        return SmoothedLoss(own + self.teacher_weight * taught + apart, found.nll)
+
+    @property
+    def _passes_twice(self) -> bool:
+        return self.alpha > 0 and super()._passes_twice
 
     @torch.no_grad()
     def _ask(self, batch: TranslationBatch) -> list[Teacher]:

@@ -60,7 +60,8 @@ def smoothed_cross_entropy(
         smoothing: Probability taken from the right token and spread over the vocabulary.
         agreement: For features that are those of one pass and then those of another over the same tokens: the weight
             of :func:`symmetric_divergence` between both, which comes to the loss from the same logits.
-        teachers: Models whose mean distribution is to be learned too; no gradient goes to them.
+        teachers: Models whose mean distribution is to be learned too; no gradient goes to them. Of two passes they say
+            each token once, for both.
         teacher_weight: How much of the loss is the cross-entropy against that distribution; the rest is against labels.
 
     Returns:
@@ -81,7 +82,6 @@ def smoothed_cross_entropy(
         if len(labels) % 2:
             raise ValueError(f"two passes over the same tokens give an even number of rows, got {len(labels)}")
         features, labels = _in_pairs(features), _in_pairs(labels)
-        teachers = [Teacher(_in_pairs(one.features), one.weight) for one in teachers]
     share = teacher_weight if teachers else 0.0
     arguments = features, weight, labels, smoothing, agreement, teachers, share, wants_gradient
     return SmoothedLoss(*_ChunkedCrossEntropy.apply(*arguments))  # type: ignore[no-untyped-call]
@@ -113,15 +113,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         is_on_cpu = x.device.type == "cpu"
         row = len(weight) * x.element_size()  # bytes
         size = max(_CPU_ROWS, _CPU_CHUNK // row) if is_on_cpu else _GPU_CHUNK // row
+        copies = 1 if agreement is None else 2  # rows of each token
         for rows in _slices(len(labels), size - size % ROW_STEP or size):  # only the last is filled up
             inputs = _filled(x[rows]) if is_on_cpu else x[rows]
             logits = product(inputs, w)  # (rows, V)
             real = labels[rows, None]
-            said = [_logits(teacher, rows, is_on_cpu) for teacher in teachers]
+            said = [_logits(teacher, _tokens_of(rows, copies), is_on_cpu) for teacher in teachers]
             chunk = logits[: len(real)], real, denominators[rows], own[rows]
             for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real) + 1):
-                target = [one[part] for one in said]
-                found = _soften(smoothing, agreement, target, share, *(tensor[part] for tensor in chunk))
+                heard = [one[_tokens_of(part, copies)] for one in said]
+                found = _soften(smoothing, agreement, heard, share, *(tensor[part] for tensor in chunk))
                 apart, taught = apart + found[0], taught + found[1]
             if wants_gradient:  # the logits have become their gradient
                 logits[len(real) :] = 0
@@ -157,6 +158,11 @@ def _slices(length: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
+def _tokens_of(rows: slice, copies: int) -> slice:
+    """The tokens that rows are of, with as many rows for each."""
+    return slice(rows.start // copies, rows.stop // copies)
+
+
 def _filled(x: Tensor) -> Tensor:
     """Adds rows of zeros up to a number that repeats."""
     missing = rounded(len(x)) - len(x)
@@ -171,9 +177,9 @@ def mean_distribution(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return total / len(logits)
 
 
-def _logits(teacher: Teacher, rows: slice, is_on_cpu: bool) -> Tensor:
-    """What a teacher says of some tokens, ``(rows, V)``."""
-    features = teacher.features[rows]
+def _logits(teacher: Teacher, tokens: slice, is_on_cpu: bool) -> Tensor:
+    """What a teacher says of some tokens, ``(tokens, V)``."""
+    features = teacher.features[tokens]
     if teacher.weight is None:
         return features
     return product(_filled(features) if is_on_cpu else features, teacher.weight)[: len(features)]
@@ -206,6 +212,8 @@ def _soften(
         probs, apart = agreeing(log_probs, agreement)
     if said:
         target = mean_distribution(said, full.dtype)
+        if agreement is not None:
+            target = target.repeat_interleave(2, 0)
         taught = (denominators - (target * full).sum(1)).sum()
         probs.sub_(target, alpha=share)
     logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, (1 - share) * (smoothing - 1))))

@@ -70,10 +70,12 @@ class RDropTransformer(LitTransformer):
     def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from scores ``(N, V)``, for any other network or criterion."""
         found = super().loss_of_logits(logits, labels)
-        if not self._passes_twice:
-            return found
+        return SmoothedLoss(found.loss + self._apart(logits), found.nll) if self._passes_twice else found
+
+    def _apart(self, logits: Tensor) -> Tensor:
+        """What the two predictions ``(N, V)`` add to the loss."""
         one, other = logits.chunk(2)
-        return SmoothedLoss(found.loss + self.alpha / 2 * symmetric_divergence(one, other), found.nll)
+        return self.alpha / 2 * symmetric_divergence(one, other)
 
     @property
     def _passes_twice(self) -> bool:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import lit, tiny_project
 from test_gradient import CUTS, OPTIMIZERS, SIZES, Losses, Steps, batch, sentences, train, weights
+from test_rdrop import TwoViews
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,15 +48,18 @@ def test_in_chunks_it_has_the_value_and_gradients_of_the_definition(
     monkeypatch.setattr(loss_module, "_CPU_ROWS", 0)
     monkeypatch.setattr(loss_module, "_CPU_CHUNK", rows * V * 8)
     monkeypatch.setattr(loss_module, "_CPU_SLICE", part * V)
-    x, w, other, output = (torch.randn(size, D, dtype=torch.float64) for size in (N, V, N, V))
+    tokens, copies = (N, 1) if agreement is None else (N // 2, 2)
+    x, w, other, output = (torch.randn(size, D, dtype=torch.float64) for size in (N, V, tokens, V))
     x, w, labels = x.requires_grad_(), w.requires_grad_(), torch.randint(V, (N // 2,)).repeat(2)
-    teachers = [Teacher(other, output), Teacher(torch.randn(N, V, dtype=torch.float64))]
+    teachers = [Teacher(other, output), Teacher(torch.randn(tokens, V, dtype=torch.float64))]
 
     def chunked(x: Tensor, w: Tensor) -> Tensor:
         return smoothed_cross_entropy(x, w, labels, 0.1, agreement, teachers, weight).loss
 
     found = chunked(x, w)
-    expected = by_definition(x @ w.T, labels, [other @ output.T, teachers[1].features], weight)
+    expected = by_definition(
+        x @ w.T, labels, [one.repeat(copies, 1) for one in (other @ output.T, teachers[1].features)], weight
+    )
     if agreement is not None:
         expected = expected + agreement * divergence_of_halves(x @ w.T)
     torch.testing.assert_close(found, expected)
@@ -117,6 +121,26 @@ def test_the_loss_is_that_of_the_papers(kind: type[LitTransformer]) -> None:
         torch.testing.assert_close(mine, reference)
     module.eval()
     torch.testing.assert_close(module.compute_loss(whole), LitTransformer.compute_loss(module, whole))
+
+
+@pytest.mark.parametrize("kind", [DistilledTransformer, ByLogits])
+def test_with_r_drop_the_student_passes_twice_and_its_teachers_once(kind: type[LitTransformer]) -> None:
+    torch.manual_seed(5)
+    module: Any = kind(TwoViews(**SIZES), teachers=["unread"], teacher_weight=0.7, alpha=3.0).double()
+    whole, asked = batch(sentences(9)), teachers()
+    real, module._networks = whole.labels != 0, [one.double() for one in asked]
+    found = module.compute_loss(whole)
+    said = [one(whole.src, whole.tgt_input)[real].repeat(2, 1) for one in asked]
+    src, tgt_input, real, labels = (one.repeat(2, 1) for one in (whole.src, whole.tgt_input, real, whole.labels))
+    logits = module.network.train()(src, tgt_input)[real]
+    expected = by_definition(logits, labels[real], said, 0.7) + 3.0 / 2 * divergence_of_halves(logits)
+    torch.testing.assert_close(found.loss, expected)
+    assert found.loss > by_definition(logits, labels[real], said, 0.7) + 0.001
+    parameters = list(module.parameters())
+    for mine, reference in zip(
+        torch.autograd.grad(found.loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(mine, reference)
 
 
 @pytest.mark.parametrize("cuts", CUTS, ids=str)
