@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": ("serving.commands", "translate over HTTP: a web page and a JSON API"),
     "average": ("average_command", "average several checkpoints into one"),
     "ensemble": ("ensemble_command", "put several models into one that translates with all of them"),
+    "score": ("score_command", "say how likely a model finds translations that are there already"),
     "compare": ("compare", "compare the translations of two or more systems: is one really better"),
 }
 

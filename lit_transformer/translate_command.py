@@ -117,9 +117,9 @@ def translate(options: argparse.Namespace) -> None:
     if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
         raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
     with ExitStack() as stack:
-        given = given_lines(options.text) if options.text else _read_lines(stack, options.input)
-        lines = _tagged(given, options.src_tag, translator.tokenizer.tags)
-        out = stack.enter_context(_output(options.output))
+        given = given_lines(options.text) if options.text else read_lines(stack, options.input)
+        lines = tagged(given, options.src_tag, translator.tokenizer.tags)
+        out = stack.enter_context(written_to(options.output))
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
         sources: deque[str] = deque()
         found = _with_progress(stack, translator.translate(_remembering(lines, sources)), quiet, total)
@@ -129,7 +129,7 @@ def translate(options: argparse.Namespace) -> None:
             return
         from lit_transformer.alignment import pharaoh
 
-        alignment = stack.enter_context(_output(options.alignment, "--alignment"))
+        alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
 
 
@@ -168,7 +168,7 @@ def _written(
             yield source, one.text
 
 
-def _tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
+def tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
     """The lines with the tag before each that is not empty; without a tag as they are, with a word on what may lack."""
     if tag is None:
         return _warning_of_untagged(lines, known) if known else lines
@@ -225,11 +225,11 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
     return "\t".join([*fields, translation.text]) + "\n"
 
 
-def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
+def read_lines(stack: ExitStack, name: str, option: str = "--input") -> Iterator[str]:
     """The lines of a file, plain or compressed, or of standard input, cut at line feeds only."""
     if name == "-":
         if sys.stdin is None:
-            raise InputError("standard input is closed; name a file by --input, or give sentences")
+            raise InputError(f"standard input is closed; name a file by {option}, or give sentences")
         if sys.stdin.isatty():
             logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
         return _decoded(sys.stdin.buffer, "standard input")
@@ -237,7 +237,7 @@ def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
     from lit_transformer.data.textfiles import COMPRESSED, LineReader, plain_or_compressed
 
     if is_address(name):
-        raise InputError(f"--input {name} is no file of this machine: download it first, or pipe it in")
+        raise InputError(f"{option} {name} is no file of this machine: download it first, or pipe it in")
     name = plain_or_compressed(name)
     if name.endswith(COMPRESSED):
         reader = LineReader(name)
@@ -246,7 +246,7 @@ def _read_lines(stack: ExitStack, name: str) -> Iterator[str]:
     try:
         return _decoded(stack.enter_context(open(name, "rb")), name)
     except OSError as error:
-        raise InputError(f"--input {name} cannot be read: {error.strerror}") from None
+        raise InputError(f"{option} {name} cannot be read: {error.strerror}") from None
 
 
 def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
@@ -269,7 +269,7 @@ def _told(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 
 @contextmanager
-def _output(name: str, option: str = "--output") -> Iterator[IO[str]]:
+def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
     """Standard output, or a file that appears only when it is complete."""
     from lit_transformer.checkpoints import replacing
     from lit_transformer.data.textfiles import compressing

@@ -28,6 +28,7 @@ from lit_transformer.nn.evaluation import evaluating
 from lit_transformer.nn.inference import PreparedTransformer
 from lit_transformer.nn.obstacles import compile_obstacle, obstacle
 from lit_transformer.nn.products import Precision, check_precision
+from lit_transformer.pair_scores import PairScore, PairScorer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
@@ -209,6 +210,14 @@ class Translator:
         written = self.max_length + getattr(self.search, "max_extra_length", 50) + 1  # BOS, and what a search may add
         longest = min(written, self.network.max_length or written)
         return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
+
+    def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
+        """Yields how likely the network finds each translation, in order and in constant memory, see ``PairScorer``.
+
+        Args:
+            pairs: Source sentences and their translations.
+        """
+        return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens)(pairs)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""

@@ -319,8 +319,8 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
 def test_the_first_page_lists_every_command() -> None:
     page = succeed().out
     assert page == succeed("--help").out
-    commands = "quickstart fit validate test predict translate attention curves export import average ensemble compare"
-    for name in commands.split():
+    commands = "quickstart fit validate test predict translate attention curves export import average ensemble score"
+    for name in (*commands.split(), "compare"):
         assert f"\n  {name} " in page
 
 

@@ -501,6 +501,34 @@ def test_an_ensemble_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> 
     assert not (tmp_path / "x").exists()
 
 
+# score
+
+
+def test_scores_of_pairs_are_those_of_translate(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "src").write_text("".join(f"{line}\n" for line in LINES))
+    for penalty in ([], ["--length_penalty", "0"], ["--penalty_kind", "power", "--length_penalty", "1"]):
+        drawn = translate(tiny_run, "--input", tmp_path / "src", "--scores", *penalty).out.splitlines()
+        expected, texts = zip(*(line.split("\t") for line in drawn), strict=True)
+        with gzip.open(tmp_path / "tgt.gz", "wt") as file:
+            file.writelines(f"{text}\n" for text in texts)
+        found = lit("score", tiny_run, "--input", tmp_path / "src", "--target", tmp_path / "tgt.gz", *penalty)
+        assert found.status == 0, found.err
+        assert [float(line) for line in found.out.splitlines()] == pytest.approx([*map(float, expected)], abs=2e-4)
+
+
+def test_files_of_different_length_are_refused(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "two").write_text("one\ntwo\n")
+    (tmp_path / "one").write_text("eins\n")
+    for source, target in (("two", "one"), ("one", "two")):
+        options = ("--input", tmp_path / source, "--target", tmp_path / target, "--output", tmp_path / "out")
+        finished = lit("score", tiny_run, *options)
+        assert finished.status == 1
+        assert_one_sentence(finished, f"should have as many lines, but {tmp_path / 'one'} ends before line 2")
+        assert not (tmp_path / "out").exists()
+    finished = lit("score", tiny_run, "--input", tmp_path / "two", "--target", tmp_path / "gone")
+    assert_one_sentence(finished, f"--target {tmp_path / 'gone'} cannot be read")
+
+
 def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
     for command, options in {
         "translate": [
@@ -515,6 +543,7 @@ def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:
         ],
         "average": ["--last", "--output"],
         "ensemble": ["--output"],
+        "score": ["--input", "--target", "--output", "--length_penalty"],
         "attention": ["--output", "--n_best", "--also", "--warmup_steps"],
     }.items():
         finished = lit(command, "--help")

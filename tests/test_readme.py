@@ -31,6 +31,7 @@ from lit_transformer import (
     metrics,
     nn,
     quickstart,
+    score_command,
     translate_command,
 )
 from lit_transformer.cli import COMMANDS
@@ -97,6 +98,7 @@ PARSERS = {
     "translate": translate_command.translate_parser,
     "average": average_command.average_parser,
     "ensemble": ensemble_command.ensemble_parser,
+    "score": score_command.score_parser,
 }
 
 

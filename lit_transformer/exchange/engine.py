@@ -27,6 +27,7 @@ from lit_transformer.interfaces import Hypothesis, InputError, Search
 from lit_transformer.json_files import read_json
 from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder, weights_of
 from lit_transformer.nn.products import Precision, check_precision
+from lit_transformer.pair_scores import PairScore
 from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, SPECIAL_TOKENS
 
@@ -147,6 +148,10 @@ class CTranslate2Translator(Translator):
     def align(self, pairs: Iterable[tuple[str, str]], layer: int | None = None) -> Iterator[list[Link]]:
         """Not possible: alignments are read off the attention."""
         raise NoAttentionError(f"{self.folder} {_NO_ATTENTION}")
+
+    def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
+        """Not possible: the logits are CTranslate2's."""
+        raise InputError(f"{self.folder} is for CTranslate2: take the checkpoint to score pairs")
 
     def save(self, folder: str | Path) -> Path:
         """Not possible: the weights are CTranslate2's."""
