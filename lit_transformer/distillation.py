@@ -12,7 +12,7 @@ from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
-from lit_transformer.module import ends_in_a_product, features_of, too_short
+from lit_transformer.module import LitTransformer, ends_in_a_product, features_of, too_short
 from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.vocabulary import PAD_ID
 
@@ -50,7 +50,7 @@ class DistilledTransformer(RDropTransformer):
             checkpoint) or of ``average`` and ``export``, or names on the Hub.
         teacher_weight: The share :math:`w` of the loss, from 0 to 1.
         alpha: Weight of R-Drop's divergence; 0 does without, and each sentence passes once.
-        **kwargs: Arguments of ``LitTransformer``.
+        **kwargs: Arguments of ``RDropTransformer``.
 
     Raises:
         ValueError: If ``teacher_weight`` is not in [0, 1].
@@ -140,15 +140,14 @@ class DistilledTransformer(RDropTransformer):
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from scores ``(N, V)``, for any other network or criterion."""
-        found = super().loss_of_logits(logits, labels)
         if not self._said or not len(labels):
-            return found
+            return super().loss_of_logits(logits, labels)
+        found = LitTransformer.loss_of_logits(self, logits, labels)
         target = _mean_of(self._said)
         target = torch.cat((target, target)) if self._passes_twice else target
-        apart = self._apart(logits) if self._passes_twice else 0.0
         taught = -(target * logits.log_softmax(-1)).sum(-1).mean()
-        own = (1 - self.teacher_weight) * (found.loss - apart)
-        return SmoothedLoss(own + self.teacher_weight * taught + apart, found.nll)
+        loss = (1 - self.teacher_weight) * found.loss + self.teacher_weight * taught
+        return SmoothedLoss(loss + self._apart(logits) if self._passes_twice else loss, found.nll)
 
     @property
     def _passes_twice(self) -> bool:

@@ -159,9 +159,10 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
     def from_arguments(
         cls, arguments: dict[str, Any], build: Callable[[dict[str, Any]], TranslationNetwork]
     ) -> TranslationNetwork:
-        """Builds the network, with fresh weights, from the ``init_args`` of its ``spec``.
+        """Builds the network, with fresh weights, from the ``init_args`` of its ``spec``, where a model is read.
 
-        A network that is made of others describes them there by their own ``spec``, and has each made by ``build``.
+        A network that is made of others describes them there by their own ``spec``, and has each made by ``build``; it
+        must also take them as arguments, as which the command line and ``load_from_checkpoint`` hand them over.
         """
         return cls(**arguments)
 

@@ -24,8 +24,8 @@ from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, Tra
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
 from lit_transformer.nn import Transformer
-from lit_transformer.nn.inference import PreparedTransformer, prepare_if_possible
 from lit_transformer.nn.packed import can_pack, packed_features
+from lit_transformer.nn.preparing import Prepared, prepare_if_possible
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.speed import Speed
 from lit_transformer.token_mean import TokenMean
@@ -161,7 +161,7 @@ class LitTransformer(L.LightningModule):
         self._speed = Speed()
         self._sharded: ShardedWeights | None = None
         self._is_evaluating = False
-        self._prepared: list[PreparedTransformer] = []  # a list, so that its weights are not taken for the module's
+        self._prepared: list[Prepared] = []  # a list, so that its weights are not taken for the module's
 
     def _remember_arguments(self, network: TranslationNetwork) -> None:
         """Keeps the constructor's plain arguments for checkpoints, the network as its class path and arguments.

@@ -29,7 +29,7 @@ from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
-from lit_transformer.data import TranslationDataModule
+from lit_transformer.data import SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -264,11 +264,17 @@ class TranslationCLI(LightningCLI):
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_state(stored or {})
+            is_kept = (self._root / "tokenizer.json").exists() or config.data.init_args.get("tokenizer_path")
+            if stored and not is_kept and self.trainer.local_rank == 0:  # goes on in another folder
+                self._keep_tokenizer(self.datamodule.tokenizer)
         self._meet_teachers(config)
         self._make_room(config)
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
-            self._root.mkdir(parents=True, exist_ok=True)
-            self._beginning.tokenizer.save(self._root / "tokenizer.json")
+            self._keep_tokenizer(self._beginning.tokenizer)
+
+    def _keep_tokenizer(self, tokenizer: SubwordTokenizer) -> None:
+        self._root.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(self._root / "tokenizer.json")
 
     def _say_how_many_train(self) -> None:
         """Lightning takes all GPUs that it finds, and the budget of a batch is that of one."""
@@ -427,8 +433,9 @@ class TranslationCLI(LightningCLI):
 
     def _search_of_scores(self) -> str:
         """The options with which translate searches as test does, where they are not its defaults."""
-        scored, usual = self._get(self.config, "bleu"), vars(BeamSearch())
-        names = ("beam_size", "length_penalty", "penalty_kind")
+        own = getattr(self.model, "has_own_search", False)
+        scored, usual = vars(self.model.search if own else self._scored_search()), vars(BeamSearch())
+        names = [name for name in ("beam_size", "length_penalty", "penalty_kind") if name in scored]
         return "".join(f" --{name} {scored[name]}" for name in names if scored[name] != usual[name])
 
     def _fewer_to_average(self) -> str:

@@ -46,7 +46,8 @@ def translate_parser() -> argparse.ArgumentParser:
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
         "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
-        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty.\n"
+        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty, or with\n"
+        "--sample the log probability.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
         "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n"
         "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed; --input finds them without\n"
@@ -107,7 +108,7 @@ def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
-    for name in ("compile", "alignment"):
+    for name in ("compile", "alignment", "sample"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
     with collecting_later():
@@ -204,8 +205,9 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
     if options.sample:
-        if options.beam_size:
-            raise InputError("--sample draws each translation by itself: leave --beam_size out")
+        for name, usual in (("beam_size", None), ("length_penalty", 0.6), ("penalty_kind", "gnmt")):
+            if getattr(options, name) != usual:
+                raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
         try:
             return SamplingSearch(n_best=options.n_best, **given)
         except ValueError as error:

@@ -22,11 +22,8 @@ from lit_transformer.decoding.workers import SearchWorkers, possible_workers
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import read_model, write_model
-from lit_transformer.nn.compiled import CompiledTransformer
-from lit_transformer.nn.ensemble import Ensemble
 from lit_transformer.nn.evaluation import evaluating
-from lit_transformer.nn.inference import PreparedTransformer
-from lit_transformer.nn.obstacles import compile_obstacle, obstacle
+from lit_transformer.nn.preparing import Prepared, obstacle_to, prepared
 from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.pair_scores import PairScore, PairScorer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -86,8 +83,7 @@ class Translator:
         self.precision: Precision = precision
         self.num_workers = num_workers
         self.compile = compile
-        self._prepared: TranslationNetwork | None = None
-        self._copies: list[PreparedTransformer | CompiledTransformer] = []  # that it is, or is made of
+        self._prepared: Prepared | None = None
         self.max_length = min(max_length, network.max_length or max_length)
 
     @classmethod
@@ -284,21 +280,16 @@ class Translator:
             logger.warning("torch has no fast bfloat16 on this CPU: float32 is many times as fast")
         if self.network.training:  # its weights change, perhaps in ways that leave no trace
             self._prepared = None
-        if self._prepared is not None and all(copy.is_current() for copy in self._copies):
+        if self._prepared is not None and self._prepared.is_current():
             return self._prepared
         with evaluating(self.network):
             return self._prepare()
 
     def _prepare(self) -> TranslationNetwork:
         network, precision = self.network, self.precision
-        parts = network.members if type(network) is Ensemble else [network]
-        reason = next(filter(None, map(obstacle, parts)), None)
-        if reason is None and self.compile:
-            reason = next(filter(None, (compile_obstacle(part, precision) for part in parts)), None)
+        reason = obstacle_to(network, precision, self.compile)
         if reason is None:
-            kind = CompiledTransformer if self.compile else PreparedTransformer
-            self._copies = [kind(part, precision) for part in parts]
-            self._prepared = Ensemble(self._copies) if type(network) is Ensemble else self._copies[0]
+            self._prepared = prepared(network, precision, self.compile)
             return self._prepared
         if self.compile:
             raise InputError(f"the network cannot be compiled: {reason}; translate without compile")

@@ -482,6 +482,9 @@ def test_an_exported_folder_is_scored_and_translates_as_it_is(project: Path) -> 
     assert record["scores"]["bleu"]["value"] > 80  # tiny.yaml's own network would score nothing
     assert record["checkpoint"] == {"path": str(folder), "step": None, "averaged_from": {}}
     assert not (project / "run" / "tokenizer.json").exists()
+    succeed("ensemble", folder, folder, "--output", "both")
+    succeed("test", "--config", "tiny.yaml", "--ckpt_path", "both", *corpus, "test", "--bleu.output_path", "both.txt")
+    assert (project / "both.txt").read_bytes() == (project / "run" / "test.hyp.txt").read_bytes()
     source = ["I love cats", "", "   ", "The dog sleeps"]  # a line without text has no translation
     (project / "news.en").write_text("".join(f"{line}\n" for line in source), encoding="utf-8")
     succeed("predict", "--config", "tiny.yaml", "--ckpt_path", folder, "--data.predict.path", "news")

@@ -350,6 +350,8 @@ def test_translations_can_be_drawn(tiny_run: Path) -> None:
     [
         (["--top_k", "3"], "--top_k is for --sample"),
         (["--sample", "--beam_size", "3"], "leave --beam_size out"),
+        (["--sample", "--length_penalty", "1"], "leave --length_penalty out"),
+        (["--sample", "--engine", "ctranslate2"], "--sample is not possible with --engine ctranslate2"),
         (["--sample", "--temperature", "0"], "--temperature must be a number above 0, got 0.0"),
         (["--sample", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2.0"),
     ],

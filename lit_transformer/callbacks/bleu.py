@@ -165,7 +165,8 @@ class BLEUEvaluation(Callback):
         if self.output_path is not None:
             hypotheses, references, _ = ScoreFiles.beside(self.output_path)
             place = trainer.global_rank, trainer.world_size
-            self._lines = [NumberedLines(hypotheses, *place), NumberedLines(references, *place)]
+            for path in (hypotheses, references):
+                self._lines.append(NumberedLines(path, *place))
 
     def on_test_batch_end(
         self,
@@ -183,9 +184,10 @@ class BLEUEvaluation(Callback):
         """Logs the scores, shows some translations, and writes all of them and the scores if asked."""
         intervals, corpora = self._report(trainer, pl_module, "test", trainer.test_dataloaders)
         size = 0
-        for place, lines in enumerate(self._lines):
-            size = merge_parts(trainer, lines, trainer.limit_test_batches, quiet=place > 0)
-        self._lines = []
+        is_second = False
+        while self._lines:  # what cannot be merged is not to be removed
+            size = merge_parts(trainer, self._lines.pop(0), trainer.limit_test_batches, quiet=is_second)
+            is_second = True
         if self.output_path is not None and trainer.is_global_zero:
             files = ScoreFiles.beside(self.output_path)
             run = describe_run(trainer, pl_module, self.folder)
@@ -315,7 +317,8 @@ class BLEUEvaluation(Callback):
             for key, value in self.scores.items()
             if key == f"test/{name}" or (key.startswith(f"test/{name}_") and f"test/{name}" not in self.scores)
         }
-        names = ("beam_size", "length_penalty", "penalty_kind", "max_extra_length")
+        searched, drawn = ("beam_size", "length_penalty", "penalty_kind"), ("temperature", "top_k", "top_p", "seed")
+        names = (*searched, "max_extra_length", *drawn)
         known = {name: getattr(search, name) for name in names if hasattr(search, name)}
         return {
             "scores": scores,

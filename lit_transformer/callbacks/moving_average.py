@@ -44,7 +44,7 @@ class MovingAverage(EMAWeightAveraging):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begins the average with the weights as they are."""
-        if stage == "fit" and any(one.save_weights_only for one in trainer.checkpoint_callbacks):  # type: ignore[attr-defined]
+        if stage == "fit" and any(getattr(one, "save_weights_only", False) for one in trainer.checkpoint_callbacks):
             raise MisconfigurationException(
                 f"with save_weights_only Lightning would save the weights in training, not those that "
                 f"{type(self).__name__} averages and validates: leave one of the two out"

@@ -64,14 +64,7 @@ class NumberedLines:
         self.parts = [path.with_name(f"{path.name}.part{number}") for number in range(world_size)]
         self.part = self.parts[rank]
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{path}.lock")
-        if rank == 0:
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout:
-                raise InputError(
-                    f"another command is writing {path} just now: wait for it, or write elsewhere"
-                ) from None
+        self._lock = _locked(self.part, path)
         self._file: TextIO = self.part.open("w", encoding="utf-8", newline="\n")
 
     def add(self, number: int, text: str) -> None:
@@ -84,9 +77,19 @@ class NumberedLines:
 
     def discard(self) -> None:
         """Removes this process's part."""
-        self.close()
-        self.part.unlink(missing_ok=True)
-        self._unlock()
+        try:
+            with suppress(OSError):  # of a disk that is full
+                self.close()
+        finally:
+            self.part.unlink(missing_ok=True)
+            self.release()
+
+    def release(self) -> None:
+        """Lets other commands write the file; to be called once all is merged."""
+        if self._lock is not None and self._lock.is_locked:
+            with suppress(OSError):  # Windows removes no file that is open
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def merge(self, allow_gaps: bool = False) -> int:
         """Writes the output from all closed parts, removes them, and returns the number of sentences.
@@ -110,20 +113,12 @@ class NumberedLines:
         except InputError:
             self._remove_parts()
             raise
-        finally:
-            self._unlock()
         self._remove_parts()
         return len(places)
 
     def _remove_parts(self) -> None:
         for path in self.parts:
             path.unlink(missing_ok=True)
-
-    def _unlock(self) -> None:
-        if self._lock.is_locked:
-            with suppress(OSError):  # Windows removes no file that is open
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
 
     def _check(self, numbers: list[int], allow_gaps: bool) -> None:
         for number, following in pairwise(numbers):
@@ -231,9 +226,9 @@ class TranslationWriter(Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Merges the parts of all processes."""
-        if self._lines is not None:
-            merge_parts(trainer, self._lines, trainer.limit_predict_batches)
-            self._lines = None
+        lines, self._lines = self._lines, None  # what cannot be merged is not to be removed
+        if lines is not None:
+            merge_parts(trainer, lines, trainer.limit_predict_batches)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Leaves nothing half-written."""
@@ -269,9 +264,25 @@ def merge_parts(trainer: L.Trainer, lines: NumberedLines, limit_batches: float |
     lines.close()
     trainer.strategy.barrier("translations written")
     count = 0
-    if trainer.is_global_zero:
-        complete = isinstance(limit_batches, float) and limit_batches == 1.0
-        count = lines.merge(allow_gaps=not complete)
-        if not quiet:
-            rank_zero_info(f"wrote the translations of {count} sentences to {lines.path}")
+    try:
+        if trainer.is_global_zero:
+            complete = isinstance(limit_batches, float) and limit_batches == 1.0
+            count = lines.merge(allow_gaps=not complete)
+    finally:
+        trainer.strategy.barrier("translations merged")
+        lines.release()
+    if trainer.is_global_zero and not quiet:
+        rank_zero_info(f"wrote the translations of {count} sentences to {lines.path}")
     return count
+
+
+def _locked(part: Path, output: Path) -> FileLock | None:
+    """A lock on a part, whose content a second command would destroy; None where files cannot be locked."""
+    lock = FileLock(f"{part}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"another command is writing {output} just now: wait for it, or write elsewhere") from None
+    except (OSError, NotImplementedError):  # as on some network file systems
+        return None
+    return lock

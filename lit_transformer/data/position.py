@@ -71,8 +71,10 @@ class StreamPosition(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TranslationBatch, batch_idx: int
     ) -> None:
         """Takes over the place that the batch carries, if it completes an optimizer step; logs the rows left out."""
-        cursor = getattr(batch, "cursor", None)  # other data may follow in the same trainer
-        if cursor is not None and self._done is not None and trainer.global_step != self._done.steps:
+        cursor = getattr(batch, "cursor", None)
+        if cursor is None:  # other data in the same trainer, whose checkpoints are Lightning's business
+            self._done = None
+        elif self._done is not None and trainer.global_step != self._done.steps:
             self._data.cursor = cursor
             self._done = self._now(trainer)
         dropped = self._data.dropped.total()

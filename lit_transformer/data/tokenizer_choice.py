@@ -41,6 +41,7 @@ class TokenizerChoice:
         self.path = None if path is None else expand(path)
         self.vocab_size, self.src_vocab_size = vocab_size, src_vocab_size
         self._has_recipe, self._tags = given is not None, tags
+        self._refused: InputError | None = None  # what is wrong with a file that was found and not named
         self._is_given = path is not None or (given is not None and given.is_trained)
         self.tokenizer = given or SubwordTokenizer()
         if given is not None or path is None:  # else there may be no need of a recipe
@@ -83,16 +84,19 @@ class TokenizerChoice:
             if self.path:
                 raise
             logger.info("%s is not used: %s", path, error)  # it was not named, and a checkpoint may bring the right one
+            self._refused = error
 
     @property
     def trained(self) -> SubwordTokenizer | None:
         """The tokenizer, or None if there is none yet.
 
         Raises:
-            CorpusError: If a file is named for it that is not there.
+            CorpusError: If a file is named for it that is not there, or what was found is not what was asked for.
         """
         if not self.tokenizer.is_trained and self.path:
             raise CorpusError(f"tokenizer_path={self.path!r} does not exist, and only fit can make it")
+        if not self.tokenizer.is_trained and self._refused:
+            raise self._refused
         return self.tokenizer if self.tokenizer.is_trained else None
 
     def adopt(self, saved: SubwordTokenizer) -> None:
@@ -120,7 +124,7 @@ class TokenizerChoice:
         if self._is_given:
             return
         self._check_sizes(saved)
-        if (saved.recipe, saved.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
+        if self._has_recipe and (saved.recipe, saved.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
             names = [name for name, value in saved.recipe.items() if self.tokenizer.recipe.get(name) != value]
             raise CorpusError(
                 f"the tokenizer of the checkpoint was made by another recipe than data.tokenizer says now "

@@ -170,7 +170,8 @@ class SamplingSearch(Search):
 
     The likeliest translations of a model are more alike than those of people, and a model that is trained on its own
     likeliest ones learns little: draw for back-translation (Edunov et al. 2018, "Understanding back-translation at
-    scale"), and to see what a model finds possible. Sentences, seed and batches that are the same give the same result.
+    scale"), and to see what a model finds possible. The same sentences, seed and batches give the same result, on
+    devices of one kind.
 
     Args:
         temperature: Divides the scores: below 1 the likely tokens become likelier, above 1 all more alike.
@@ -230,26 +231,38 @@ class SamplingSearch(Search):
         generator = torch.Generator(src.device).manual_seed(seed)
 
         def draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
-            races = torch.empty_like(log_probs).exponential_(generator=generator).clamp_(min=1e-20)
-            chances = self.probabilities(log_probs) / races  # the greatest wins: a draw that waits for no GPU
-            tokens = chances.masked_fill_(log_probs.isneginf(), -1).argmax(dim=1, keepdim=True)  # also of broken scores
-            return log_probs.gather(1, tokens), tokens
+            values, probs, tokens = self.candidates(log_probs)
+            races = torch.empty_like(probs).exponential_(generator=generator).clamp_(min=1e-20)
+            chances = (probs / races).masked_fill_(values.isneginf(), -1)  # the greatest wins: no wait for a GPU
+            winner = chances.argmax(dim=1, keepdim=True)  # also of broken scores
+            return values.gather(1, winner), tokens.gather(1, winner)
 
         found = _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, draw, self.n_best)
         return [sorted(drawn, key=lambda one: -one.log_prob) for drawn in found]
 
-    def probabilities(self, log_probs: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
-        """What each next token is drawn with ``(R, V)``, from the network's log probabilities ``(R, V)``."""
-        probs = (log_probs / self.temperature).softmax(dim=1)
-        if not 0 < self.top_k < probs.size(1) and self.top_p == 1:
-            return probs
-        probs, tokens = probs.sort(dim=1, descending=True, stable=True)
-        if self.top_k:
-            probs[:, self.top_k :] = 0
-            probs /= probs.sum(dim=1, keepdim=True)
-        before = probs.cumsum(dim=1) - probs  # probability of all likelier tokens
-        probs = probs.masked_fill(before >= self.top_p, 0)
-        return torch.zeros_like(probs).scatter_(1, tokens, probs / probs.sum(dim=1, keepdim=True))
+    def candidates(
+        self, log_probs: Float[Tensor, "R V"]
+    ) -> tuple[Float[Tensor, "R C"], Float[Tensor, "R C"], Int[Tensor, "R C"]]:
+        """The next tokens among which one is drawn.
+
+        Args:
+            log_probs: The network's log probabilities ``(R, V)``.
+
+        Returns:
+            The network's log probability of each candidate, what it is drawn with, and the tokens, all ``(R, C)``.
+        """
+        if 0 < self.top_k < log_probs.size(1):
+            values, tokens = likeliest(log_probs, self.top_k)
+        elif self.top_p < 1:
+            values, tokens = log_probs.sort(dim=1, descending=True)
+        else:
+            values, tokens = log_probs, torch.arange(log_probs.size(1), device=log_probs.device).expand_as(log_probs)
+        probs = (values / self.temperature).softmax(dim=1)
+        if self.top_p < 1:
+            before = probs.cumsum(dim=1) - probs  # probability of all likelier ones
+            probs = probs.masked_fill(before >= self.top_p, 0)
+            probs = probs / probs.sum(dim=1, keepdim=True)
+        return values, probs, tokens
 
 
 def _one_token_at_a_time(

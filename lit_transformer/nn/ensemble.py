@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Ensemble(TranslationNetwork):
 
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logarithms ``(B, T, V)`` of the mean probability of each next token, all positions at once."""
-        return _together([network(src, tgt_input) for network in self.members])
+        return _together((network(src, tgt_input) for network in self.members), len(self.networks))
 
     def start(self, src: Int[Tensor, "B S"]) -> EnsembleState:
         """Each network reads the source ids ``(B, S)`` once."""
@@ -85,7 +85,7 @@ class Ensemble(TranslationNetwork):
         if not isinstance(state, EnsembleState):
             raise TypeError(f"step needs the EnsembleState that start returned, got {type(state).__name__}")
         found = [network.step(tokens, one) for network, one in zip(self.members, state.states, strict=True)]
-        return _together([logits for logits, _ in found]), EnsembleState([after for _, after in found])
+        return _together((logits for logits, _ in found), len(found)), EnsembleState([after for _, after in found])
 
 
 class EnsembleState(DecoderState):
@@ -103,10 +103,11 @@ class EnsembleState(DecoderState):
         return EnsembleState([state.select(rows) for state in self.states])
 
 
-def _together(logits: list[Tensor]) -> Tensor:
-    """The logarithm of the mean distribution ``(..., V)``, of at least single precision."""
-    dtype = torch.promote_types(logits[0].dtype, torch.float32)
-    total = logits[0].to(dtype).log_softmax(-1)
-    for one in logits[1:]:
-        total = torch.logaddexp(total, one.to(dtype).log_softmax(-1))
-    return total - math.log(len(logits))
+def _together(logits: Iterable[Tensor], count: int) -> Tensor:
+    """The logarithm of the mean of ``count`` distributions ``(..., V)``, of at least single precision."""
+    total: Tensor | None = None
+    for one in logits:  # one at a time: those of a batch are large
+        found = one.log_softmax(-1, dtype=torch.promote_types(one.dtype, torch.float32))
+        total = found if total is None else torch.logaddexp(total, found)
+    assert total is not None  # there is one network or more
+    return total - math.log(count)

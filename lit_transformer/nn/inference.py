@@ -118,16 +118,6 @@ class PreparedTransformer(TranslationNetwork):
         return self._projection(self._decoder_norm(x)), state
 
 
-def prepare_if_possible(network: TranslationNetwork) -> PreparedTransformer | None:
-    """The network prepared in the precision of its weights or of autocast; None where that cannot be."""
-    dtypes = {parameter.dtype for parameter in network.parameters()}
-    if torch.is_autocast_enabled("cpu"):
-        dtypes = {torch.get_autocast_dtype("cpu")}
-    precisions: dict[torch.dtype, Precision] = {torch.float32: "float32", torch.bfloat16: "bf16"}
-    precision = precisions.get(dtypes.pop()) if len(dtypes) == 1 else None
-    return PreparedTransformer(network, precision) if precision and obstacle(network) is None else None
-
-
 class PreparedState(TransformerState):
     """What the prepared decoder remembers between two steps; ``step`` and ``select`` change it in place.
 

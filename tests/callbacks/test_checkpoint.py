@@ -108,6 +108,9 @@ def test_a_tokenizer_of_another_recipe_is_refused_before_it_replaces_the_one_of_
     assert refused.status == 1
     assert "made by another recipe than data.tokenizer says now (lowercase)" in refused.err
     assert (project / "a" / "tokenizer.json").read_bytes() == made
+    elsewhere = ["--trainer.default_root_dir", project / "b", "--ckpt_path", project / "a/checkpoints/step=4.ckpt"]
+    assert lit("fit", *config, *elsewhere).status == 0
+    assert (project / "b" / "tokenizer.json").read_bytes() == made
     resumed = lit("fit", *config, "--data.tokenizer_max_pairs=9")  # which the trained one does not depend on any more
     assert resumed.status == 0, resumed.err
     assert (project / "a" / "tokenizer.json").read_bytes() == made

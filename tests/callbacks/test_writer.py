@@ -86,6 +86,8 @@ def test_parts_merge_in_order(
     for part in parts:
         part.close()
     assert parts[0].merge() == len(owners)
+    for part in parts:
+        part.release()
     assert path.read_bytes() == "".join(text + "\n" for text in texts[: len(owners)]).encode()
     assert list(path.parent.iterdir()) == [path]
 
@@ -105,6 +107,7 @@ def test_missing_and_doubled_sentences_are_named(tmp_path: Path, numbers: tuple[
     lines.close()
     with pytest.raises(InputError, match=message):
         lines.merge()
+    lines.release()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,21 +138,29 @@ def test_translations_outlive_a_disk_that_is_full(tmp_path: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writer_file, "compressing", full)
-    lines = NumberedLines(tmp_path / "out", 0, 1)
-    lines.add(0, "eins")
-    lines.close()
     with pytest.raises(InputError, match=r"out cannot be written: No space left .* is in .*out\.part0, each line"):
-        lines.merge()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"out.part0": '[0, "eins"]\n'}
+        trainer(TranslationWriter(tmp_path / "out")).predict(Module(), datamodule=Data(), return_predictions=False)
+    (kept,) = tmp_path.iterdir()
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert kept.name == "out.part0"
+    assert sorted(lines) == [[number, text] for number, text in enumerate(TRANSLATIONS)]
+    scored = BLEUEvaluation(output_path=tmp_path / "test.hyp.txt")
+    with pytest.raises(InputError, match=r"test\.hyp\.txt\.part0"):
+        trainer(scored).test(Module(), datamodule=Data())
+    assert (tmp_path / "test.hyp.txt.part0").read_text(encoding="utf-8").count("\n") == len(TRANSLATIONS)
 
 
-def test_two_at_once_do_not_mix_their_lines(tmp_path: Path) -> None:
-    first = NumberedLines(tmp_path / "out", 0, 1)
-    first.add(0, "eins")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_at_once_do_not_mix_their_lines(tmp_path: Path, rank: int) -> None:
+    parts = [NumberedLines(tmp_path / "out", number, 2) for number in (0, 1)]
+    parts[rank].add(0, "eins")
     with pytest.raises(InputError, match=r"another command is writing .*out just now"):
-        NumberedLines(tmp_path / "out", 0, 1)
-    first.close()
-    assert first.merge() == 1
+        NumberedLines(tmp_path / "out", rank, 2)
+    for part in parts:
+        part.close()
+    assert parts[0].merge() == 1
+    for part in parts:
+        part.release()
     assert (tmp_path / "out").read_text() == "eins\n"
     NumberedLines(tmp_path / "out", 0, 1).discard()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -351,6 +351,9 @@ def test_the_trainer_serves_other_data_afterwards(tmp_path):
 
     trainer.fit(Plain(), torch.utils.data.DataLoader(torch.ones(8, 1), batch_size=1))
     assert trainer.global_step == 4
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    progress = torch.load(tmp_path / "plain.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"]["completed"] == trainer.fit_loop.epoch_loop.batch_progress.current.completed > 0
 
 
 @pytest.mark.parametrize(

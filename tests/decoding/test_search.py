@@ -68,7 +68,9 @@ def test_only_the_likeliest_are_drawn(options, kept):
     for one in likely:  # by definition: until they have the probability together
         if sum(nucleus) < options.get("top_p", 1.0) * sum(likely):
             nucleus.append(one)
-    found = SamplingSearch(**options).probabilities(log_probs)[0]
+    values, probs, tokens = SamplingSearch(**options).candidates(log_probs)
+    assert torch.equal(values, log_probs.gather(1, tokens))
+    found = torch.zeros(7).scatter_(0, tokens[0], probs[0])
     assert sorted(found[found > 0].tolist(), reverse=True) == pytest.approx([one / sum(nucleus) for one in nucleus])
     assert kept is None or len(nucleus) == kept
     assert (log_probs[0][found > 0].min() > log_probs[0][found == 0].max()) if (found == 0).any() else kept == 7

@@ -17,7 +17,9 @@ from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.exchange import export_huggingface
 from lit_transformer.interfaces import DecoderState, InputError, SentencePair, TranslationNetwork
 from lit_transformer.model_files import build_network, read_model, write_model
-from lit_transformer.nn import EnsembleState
+from lit_transformer.nn import EnsembleState, PreparedTransformer
+from lit_transformer.nn.preparing import PreparedEnsemble
+from lit_transformer.nn.products import Precision
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
 SMALL: dict[str, Any] = {"vocab_size": 24, "num_layers": 1, "d_model": 16, "d_ff": 32, "num_heads": 2}
@@ -143,14 +145,22 @@ def test_prepared_networks_translate_like_plain_ones(tokenizer: SubwordTokenizer
     for found, expected in zip(fast.translate(LINES), plain.translate(LINES), strict=True):
         assert [one.text for one in found] == [one.text for one in expected]
         assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-4)
-    assert type(fast._fastest()) is Ensemble
-    assert fast._fastest() is not fast.network
+    assert type(fast._fastest()) is PreparedEnsemble
     assert plain._fastest() is plain.network
 
 
-def test_every_precision_translates(tokenizer: SubwordTokenizer) -> None:
-    for precision in ("bf16", "int8"):
-        assert len(translator(tokenizer, precision=precision)(LINES)) == 3
+@pytest.mark.parametrize("precision", ["float32", "bf16", "int8"])
+@torch.inference_mode()
+def test_every_precision_is_that_of_each_network(tokenizer: SubwordTokenizer, precision: Precision) -> None:
+    ours = translator(tokenizer, precision=precision)
+    together, members = ours._fastest(), ours.network.members  # type: ignore[operator]
+    bos = torch.full((2,), BOS_ID)
+    each = [PreparedTransformer(member, precision) for member in members]
+    probs = [network.step(bos, network.start(SRC))[0].double().softmax(-1) for network in each]
+    torch.testing.assert_close(
+        together.step(bos, together.start(SRC))[0].double(), (sum(probs) / 2).log(), atol=1e-5, rtol=1e-5
+    )
+    assert len(ours(LINES)) == 3
 
 
 def test_new_weights_of_one_network_are_noticed(tokenizer: SubwordTokenizer) -> None:

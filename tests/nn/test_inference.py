@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from lit_transformer.nn import Decoder, MultiHeadAttention, PositionwiseFeedForward, PreparedTransformer, Transformer
-from lit_transformer.nn.inference import PastTokens, prepare_if_possible
+from lit_transformer.nn.inference import PastTokens
 from lit_transformer.nn.obstacles import obstacle
+from lit_transformer.nn.preparing import prepare_if_possible
 from lit_transformer.nn.products import Product, _has_short_sums
 from lit_transformer.vocabulary import PAD_ID
 
