@@ -34,6 +34,8 @@ TABLE3 = [name for name in ALL if name.startswith("table3/")]
 SEVERAL_CORPORA = ["data/en_ko.yaml", "data/en_de.yaml"]
 BEFORE = {name: ["base.yaml"] for name in ("big.yaml", *TABLE3)}  # what a configuration says to put before it
 BEFORE["multi30k/ours.yaml"] = ["tiny.yaml"]
+PARTS = [f"multi30k/{part}.yaml" for part in ("begin", "rdrop", "student")]  # of one recipe
+BEFORE |= {name: ["multi30k/wu2021.yaml", *PARTS[:place]] for place, name in enumerate(PARTS)}
 SMALL = (
     "--data.vocab_size=300",
     "--data.max_tokens=256",
@@ -94,6 +96,7 @@ def test_the_configurations_of_the_issue_are_found() -> None:
         "small.yaml",
         "multi30k/wu2021.yaml",
         "multi30k/ours.yaml",
+        *PARTS,
     }
     wanted = {
         "multi30k_en_de",
@@ -144,13 +147,32 @@ def test_each_is_accepted_by_the_parser(name: str, monkeypatch: pytest.MonkeyPat
             assert one["init_args"].items() >= other["init_args"].items()  # other arguments have their defaults
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != PARTS[-1]])  # which has no teachers yet
 def test_models_take_a_training_step(name: str, texts: Path) -> None:
     text = [f"--data.{part}.max_rows=60" for part in ("train", "val")]  # of its own
     if "train" not in yaml.safe_load(ALL[name].read_text(encoding="utf-8")).get("data", {}):
         text = configs("data/own_files.yaml")
     finished = lit("fit", *configs(name), *text, *SMALL)
     assert finished.status == 0, finished.err
+
+
+def test_the_parts_of_a_recipe_go_on_from_each_other(texts: Path) -> None:
+    """As the heads of the three files say it, in small."""
+    small = [option for option in SMALL if "fast_dev_run" not in option and "default_root_dir" not in option]
+    small += ["--trainer.max_steps=2", "--warmup.cooldown_steps=1", *configs("data/multi30k_en_de_tokens.yaml")]
+    weights = []
+    for name in PARTS:
+        part = Path(name).stem
+        run = f"runs/multi30k/{part}"
+        begin = [f"--init_from={weights[-1]}"] if weights else []
+        finished = lit("fit", *configs(name), *small, *begin, f"--trainer.default_root_dir={run}")
+        assert finished.status == 0, finished.err
+        for number in (1, 2):
+            averaged = f"{run}{number}.ckpt"
+            assert lit("average", run, "--last", "1", "--output", averaged).status == 0
+        weights.append(averaged)
+    dropout = [torch.load(path, weights_only=True)["hyper_parameters"]["network"] for path in weights]
+    assert [spec["init_args"]["dropout"] for spec in dropout] == [0.1, 0.2, 0.2]
 
 
 @pytest.mark.parametrize("name", [name for name in DATA if "$" in ALL[name].read_text() or "own" in name])
