@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_transformer.adam import PAPER_RATE
@@ -96,7 +96,7 @@ class InverseSqrtWarmup(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuses to run beside another scheduler, which would overwrite the rates, or to cool down to no step.
 
-        Warns of a ``d_model`` that is not the network's.
+        Tells of a ``d_model`` that is not the network's.
         """
         if trainer.lr_scheduler_configs:
             other = type(trainer.lr_scheduler_configs[0].scheduler).__name__
@@ -111,7 +111,7 @@ class InverseSqrtWarmup(Callback):
 
         width = getattr(getattr(pl_module, "network", None), "d_model", None)
         if None not in (width, self.d_model) and width != self.d_model:
-            rank_zero_warn(
+            rank_zero_info(
                 f"the peak of the learning rate follows d_model={self.d_model}, but the network has d_model={width}: "
                 "for the rate of the paper give the warm-up the same"
             )
