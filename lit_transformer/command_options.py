@@ -69,13 +69,18 @@ def add_penalty_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say where and how to compute, of all commands that translate."""
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """The option that says where to compute."""
     parser.add_argument(
         "--device",
         default=None,
         help="cpu, cuda, cuda:1, mps (default: cuda where there is one and it can be used, else cpu)",
     )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where and how to compute, of all commands that translate."""
+    add_device_option(parser)
     parser.add_argument(
         "--precision",
         choices=("float32", "bf16", "int8"),

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from lit_transformer.cli import collecting_later
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
+    add_device_option,
     add_penalty_options,
     command_parser,
     device_of,
@@ -40,9 +41,7 @@ def score_parser() -> argparse.ArgumentParser:
     parser.add_argument("--src_tag", metavar="TAG", help="put before each source line, as for translate")
     parser.add_argument("--max_length", type=positive, default=512, help="longest line in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="tokens in a batch (default: 4096)")
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, mps (default: cuda where there is one and it can be used, else cpu)"
-    )
+    add_device_option(parser)
     parser.set_defaults(precision="float32", engine="torch")
     return parser
 

@@ -205,8 +205,9 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
     if options.sample:
-        for name, usual in (("beam_size", None), ("length_penalty", 0.6), ("penalty_kind", "gnmt")):
-            if getattr(options, name) != usual:
+        usual = translate_parser().get_default
+        for name in ("beam_size", "length_penalty", "penalty_kind"):
+            if getattr(options, name) != usual(name):
                 raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
         try:
             return SamplingSearch(n_best=options.n_best, **given)

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.checkpoints import replacing
+from lit_transformer.data.locks import let_go
 from lit_transformer.data.textfiles import check_compression, compressing
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationBatch
 from lit_transformer.translator import one_line
@@ -87,9 +88,7 @@ class NumberedLines:
     def release(self) -> None:
         """Lets other commands write the file; to be called once all is merged."""
         if self._lock is not None and self._lock.is_locked:
-            with suppress(OSError):  # Windows removes no file that is open
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+            let_go(self._lock)
 
     def merge(self, allow_gaps: bool = False) -> int:
         """Writes the output from all closed parts, removes them, and returns the number of sentences.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,11 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes no file that is open; release does it there
-            Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+        let_go(lock)
+
+
+def let_go(lock: BaseFileLock) -> None:
+    """Removes the file of a lock that is held, and releases it."""
+    with suppress(OSError):  # Windows removes no file that is open; release does it there
+        Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

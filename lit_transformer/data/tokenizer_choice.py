@@ -124,7 +124,7 @@ class TokenizerChoice:
         if self._is_given:
             return
         self._check_sizes(saved)
-        if self._has_recipe and (saved.recipe, saved.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
+        if self._is_of_another_recipe(saved):
             names = [name for name, value in saved.recipe.items() if self.tokenizer.recipe.get(name) != value]
             raise CorpusError(
                 f"the tokenizer of the checkpoint was made by another recipe than data.tokenizer says now "
@@ -150,9 +150,14 @@ class TokenizerChoice:
     def _take_file(self, path: Path) -> None:
         found = SubwordTokenizer.load(path)
         self._check_sizes(found)
-        if self._has_recipe and (found.recipe, found.maker) != (self.tokenizer.recipe, self.tokenizer.maker):
+        if self._is_of_another_recipe(found):
             raise CorpusError(f"{path} was made by another recipe than tokenizer says: leave out one of the two")
         self.tokenizer = found
+
+    def _is_of_another_recipe(self, found: SubwordTokenizer) -> bool:
+        """Whether a recipe was given, and it is not the one by which the tokenizer was made."""
+        given = self.tokenizer
+        return self._has_recipe and (found.recipe, found.maker) != (given.recipe, given.maker)
 
     def _check_sizes(self, tokenizer: SubwordTokenizer) -> None:
         wanted = (self.vocab_size, self.src_vocab_size)
