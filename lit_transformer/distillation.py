@@ -12,7 +12,8 @@ from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
-from lit_transformer.module import LitTransformer, ends_in_a_product, features_of, too_short
+from lit_transformer.module import LitTransformer, too_short
+from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.vocabulary import PAD_ID
 
@@ -164,7 +165,7 @@ def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor) 
     """The features and output layer of a teacher, or its logits where it is not made like that."""
     if not ends_in_a_product(network):
         return Teacher(network(batch.src, batch.tgt_input)[real])
-    return Teacher(features_of(network, batch, real), network.projection.weight)
+    return Teacher(output_features(network, batch, real), output_matrix(network))
 
 
 def _mean_of(said: list[Teacher]) -> Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
-from typing import Any, TypeGuard
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import lightning as L
 import torch
@@ -24,7 +25,7 @@ from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, Tra
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
 from lit_transformer.nn import Transformer
-from lit_transformer.nn.packed import can_pack, packed_features
+from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.nn.preparing import Prepared, prepare_if_possible
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.speed import Speed
@@ -33,25 +34,6 @@ from lit_transformer.vocabulary import PAD_ID
 
 _UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
-
-
-def ends_in_a_product(network: TranslationNetwork, is_sharded: bool = False) -> TypeGuard[Transformer]:
-    """Whether logits are features times a matrix, as in our network unless someone changed just that."""
-    if not isinstance(network, Transformer):
-        return False
-    own, output = (Transformer.forward, Transformer.project), network.projection
-    is_own = (type(network).forward, type(network).project) == own and network._compiled_call_impl is None
-    gathering = int(is_sharded)  # of the hooks of the network; `features` gathers weights as well
-    hooks = [(network, gathering), (output, 0)]
-    is_free = all(max(len(part._forward_hooks), len(part._forward_pre_hooks)) <= known for part, known in hooks)
-    return is_own and type(output) is nn.Linear and output.bias is None and is_free
-
-
-def features_of(network: Transformer, batch: TranslationBatch, real: Tensor) -> Tensor:
-    """The decoder's result at real target positions ``(N, D)``, without work on padding where that can be."""
-    if can_pack(network) and real.any() and (batch.src != PAD_ID).any():
-        return packed_features(network, batch.src, batch.tgt_input, real)
-    return network.features(batch.src, batch.tgt_input)[real]
 
 
 def _word_tables(network: TranslationNetwork) -> list[Tensor]:
@@ -84,6 +66,21 @@ def check_room(network: TranslationNetwork, datamodule: object) -> None:
             f"model.network.max_length={lengths[0]} has no room for sentences of data.max_length={lengths[1]} tokens; "
             "make the one larger or the other smaller"
         )
+
+
+@contextmanager
+def _searching(device_type: str, is_prepared: bool) -> Iterator[None]:
+    """Mixed precision, if it is on, with each weight cast once and not in each step, as Lightning would have it.
+
+    A network that is prepared for searches has a precision of its own. Elsewhere inference mode is the faster one, but
+    it forgets what was cast.
+    """
+    if not is_prepared and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=True):
+            yield
+    else:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False) if is_prepared else nullcontext():
+            yield
 
 
 def _is_plain(value: object) -> bool:
@@ -199,7 +196,8 @@ class LitTransformer(L.LightningModule):
         real = batch.labels != PAD_ID
         labels = batch.labels[real]  # (N,)
         if self._may_skip_logits() and ends_in_a_product(self.network, self._sharded is not None):
-            return self.loss_of_features(self._features(self.network, batch, real), labels)
+            in_training = self.network.training and torch.is_grad_enabled()
+            return self.loss_of_features(output_features(self.network, batch, real, in_training), labels)
         logits = self(batch.src, batch.tgt_input)[real]  # (N, V)
         return self.loss_of_logits(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
 
@@ -215,9 +213,8 @@ class LitTransformer(L.LightningModule):
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix ``(V, D)`` that turns features into logits."""
-        weight: Tensor = self.network.projection.weight  # type: ignore[union-attr,assignment]
-        return weight
+        """The matrix ``(V, D)`` that turns features into logits; a bias is a column of it."""
+        return output_matrix(self.network)  # type: ignore[arg-type]
 
     def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
         """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
@@ -230,11 +227,6 @@ class LitTransformer(L.LightningModule):
         nll = F.cross_entropy(logits.detach(), labels)
         criterion = self.criterion or nn.CrossEntropyLoss(label_smoothing=self.label_smoothing)
         return SmoothedLoss(criterion(logits, labels), nll)
-
-    def _features(self, network: Transformer, batch: TranslationBatch, real: Tensor) -> Tensor:
-        """The decoder's result at real target positions ``(N, D)``, the faster way where there is one."""
-        is_training = network.training and torch.is_grad_enabled()
-        return features_of(network, batch, real) if is_training else network.features(batch.src, batch.tgt_input)[real]
 
     def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Notes how much the batch weighs; frees the gradients of the step before, for the memory's sake."""
@@ -271,14 +263,14 @@ class LitTransformer(L.LightningModule):
             return
         own = self._totals or [torch.zeros(3, device=self.device)]  # none where batches were skipped
         self._totals = []
-        totals = self.trainer.strategy.reduce(torch.stack(own).sum(0), reduce_op="sum")
+        totals = torch.stack(own).sum(0)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)  # the strategy's own way waits for all devices before
         num_labels = totals[0].clamp(min=1)
         parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        scale = parts * _UNIT_TOKENS / num_labels
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale)
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+            torch._foreach_mul_(gradients, parts * _UNIT_TOKENS / num_labels)
         if self._means is not None:
             self._log_since_last(totals)
 
@@ -288,7 +280,10 @@ class LitTransformer(L.LightningModule):
         if self._since_logged is None or self.global_step % (trainer.log_every_n_steps or 1) == 0:
             self._since_logged = torch.zeros_like(totals)
         self._since_logged = self._since_logged.to(totals.device) + totals
-        loss, nll = self._since_logged[1:] / self._since_logged[0].clamp(min=1)
+        is_due = (self.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
+        if totals.device.type != "cpu" and not is_due:
+            return  # each number for the progress bar waits for the device
+        loss, nll = (self._since_logged[1:] / self._since_logged[0].clamp(min=1)).cpu()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/perplexity", nll.exp())
 
@@ -301,7 +296,7 @@ class LitTransformer(L.LightningModule):
         speed = self._speed.count(tokens, self.global_step, trainer.log_every_n_steps)
         if speed is not None:
             speed *= trainer.world_size
-            self.log("train/tokens_per_second", speed, prog_bar=True, batch_size=len(batch))
+            self.log("train/tokens_per_second", torch.tensor(speed), prog_bar=True, batch_size=len(batch))
 
     def on_fit_start(self) -> None:
         """Refuses to train with a tokenizer of another size or other sides than the network, where both say theirs.
@@ -465,9 +460,9 @@ class LitTransformer(L.LightningModule):
         in_training = [part for part in self.network.modules() if part.training]
         self.network.eval()
         try:
-            with self._sharded.whole() if self._sharded else nullcontext(), torch.inference_mode():
+            with self._sharded.whole() if self._sharded else nullcontext(), torch.no_grad():
                 network = self._for_search()
-                with nullcontext() if network is self.network else torch.autocast("cpu", enabled=False):
+                with _searching(src.device.type, is_prepared=network is not self.network):
                     return (search or self.search)(network, src)
         finally:
             for part in in_training:  # what was frozen stays so

@@ -139,21 +139,19 @@ class MuonAdam(torch.optim.Optimizer):
         for parameter in parameters:
             by_shape.setdefault(parameter.shape, []).append(parameter)
         for shape, alike in by_shape.items():
-            directions = torch.stack([self._direction(one, group["momentum"]) for one in alike])
+            directions = torch.stack(self._directions(alike, group["momentum"]))
             steps = orthogonalized(directions, group["num_iterations"]).to(alike[0].dtype)
             size = group["lr"] * group["scale"] * max(shape) ** 0.5
-            for parameter, step in zip(alike, steps, strict=True):
-                parameter.sub_(size * step)
+            torch._foreach_sub_(alike, list(steps), alpha=size)
 
-    def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov's: the running mean of the gradients as it will be if the next one is like this one."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        mean: Tensor = state["momentum_buffer"]
-        mean.lerp_(gradient, 1 - momentum)
-        return gradient.lerp(mean, momentum)
+    def _directions(self, parameters: list[Tensor], momentum: float) -> list[Tensor]:
+        """Nesterov's: the running means of the gradients as they will be if the next ones are like these."""
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        for one in parameters:
+            self.state[one].setdefault("momentum_buffer", torch.zeros_like(one))
+        means = [self.state[one]["momentum_buffer"] for one in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - momentum)
+        return list(torch._foreach_lerp(gradients, means, momentum))
 
     def _step_of_adam(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for parameter in parameters:

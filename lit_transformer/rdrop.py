@@ -20,8 +20,9 @@ class RDropTransformer(LitTransformer):
     To the mean of both cross-entropies comes ``alpha / 2`` times the symmetric divergence, half of
     :math:`KL(P \| Q) + KL(Q \| P)`, as a mean per target token. That is half of the paper's loss, which adds the two
     cross-entropies up; so ``train/loss`` without the divergence compares with that of other runs, and
-    ``train/perplexity`` does in any case. A step takes twice the time. Without dropout both passes are the same, and
-    nothing is gained. Validation, test and decoding are those of ``LitTransformer``.
+    ``train/perplexity`` does in any case. A step takes twice the time and, for what is kept of each pass, twice the
+    memory, from ``start_step`` on: try ``max_tokens`` with ``start_step=0`` first. Without dropout both passes are the
+    same, and nothing is gained. Validation, test and decoding are those of ``LitTransformer``.
 
     A network that knows nothing yet agrees best with itself by saying nothing, and learns late to look at the source:
     on Multi30k a small model with ``alpha`` 3 and BPE dropout from the first step on took two to three times as many

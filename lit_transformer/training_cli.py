@@ -19,12 +19,13 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lit_transformer.beginnings import Beginning, take_weights
 from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, TranslationWriter
 from lit_transformer.callbacks.averaging import by_step
+from lit_transformer.callbacks.moving_average import require_whole_weights
 from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
@@ -202,11 +203,13 @@ class TranslationCLI(LightningCLI):
         if config.logger in (None, True) and not config.barebones:
             config.logger = CSVLogger(self._root, name="logs")
         trainer = self._instantiate_trainer({**config, **kwargs}, [])
-        averages = [type(callback).__name__ for callback in own if isinstance(callback, WeightAveraging)]
-        if averages and isinstance(trainer.strategy, (FSDPStrategy, ModelParallelStrategy)):
+        for callback in own:
+            if isinstance(callback, WeightAveraging):
+                require_whole_weights(callback, trainer.strategy)
+        if isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint:
             raise InputError(
-                f"{averages[0]} cannot average weights that {type(trainer.strategy).__name__} divides over processes; "
-                "leave it out of trainer.callbacks, or set trainer.strategy to ddp"
+                "ModelParallelStrategy would write a checkpoint as a folder of parts, which no command reads: set its "
+                "save_distributed_checkpoint to false, as configs/trainer/fsdp.yaml does"
             )
         return trainer
 

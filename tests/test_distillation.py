@@ -92,7 +92,10 @@ class OwnTeacher(Transformer):
 
 def teachers(**changes: Any) -> list[Transformer]:
     torch.manual_seed(7)
-    return [kind(**{**SIZES, "d_ff": 24, **changes}).eval().requires_grad_(False) for kind in (Transformer, OwnTeacher)]
+    settings = {**SIZES, "d_ff": 24, **changes}
+    made = [Transformer(**settings), OwnTeacher(**settings), Transformer(**settings, output_bias=True)]
+    torch.nn.init.normal_(made[-1].projection.bias)  # the output layer of OPUS models
+    return [one.eval().requires_grad_(False) for one in made]
 
 
 def make(kind: type[LitTransformer] = DistilledTransformer, **settings: Any) -> Any:
@@ -149,7 +152,7 @@ def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int], monk
     monkeypatch.setattr(
         "lit_transformer.distillation.read_model", lambda path: (next(read), SimpleNamespace(fingerprint=""))
     )
-    module, losses = make(teachers=["one", "two"]), Losses()
+    module, losses = make(teachers=["one", "two", "three"]), Losses()
     train(module, Steps(cuts), accumulate_grad_batches=len(cuts) + 1, callbacks=[losses])
     network = make().network
     rule, expected = OPTIMIZERS["sgd"](network.parameters()), []

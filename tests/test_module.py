@@ -28,6 +28,7 @@ from lit_transformer.loss import SmoothedLoss
 from lit_transformer.metrics import CorpusBLEU
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import PreparedTransformer, Transformer
+from lit_transformer.nn.outputs import ends_in_a_product
 from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID
 
@@ -141,13 +142,16 @@ def test_loss_and_gradients_are_those_of_the_logits(module_kind: Any, kind: Any,
 def test_only_our_own_output_layer_is_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module_file, "smoothed_cross_entropy", lambda *args: "chunked")
     batch = make_batch(make_pairs(2))
-    assert LitTransformer(Transformer(V, **SMALL)).compute_loss(batch) == "chunked"
-    for change in (with_bias, with_hook, with_outer_hook, compiled):
+    for change in (unchanged, with_bias):
+        module = LitTransformer(Transformer(V, **SMALL))
+        change(module.network)
+        assert module.compute_loss(batch) == "chunked"
+    for change in (with_hook, with_outer_hook, compiled):
         module = LitTransformer(Transformer(V, **SMALL))
         change(module.network)
         if change is not compiled:  # no compiler is needed to see which way is taken
             assert module.compute_loss(batch) != "chunked"
-        assert not module_file.ends_in_a_product(module.network)
+        assert not ends_in_a_product(module.network)
 
 
 class HalfOfLogits(LitTransformer):
@@ -913,3 +917,18 @@ def test_a_batch_can_be_skipped() -> None:
     trainer = fit(module, [make_batch(make_pairs(count)) for count in (2, 3, 4)], max_epochs=1)
     assert trainer.fit_loop.total_batch_idx == 2
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_in_mixed_precision_a_search_casts_each_weight_once() -> None:
+    """Counts copies to another type; a network with a hook is not prepared for searches, which does without them."""
+    module, src = LitTransformer(Transformer(V, **SMALL)), torch.tensor([[5, 6, 3]])
+    with_hook(module.network)
+    counts = []
+    for length in (2, 20):
+        search = GreedySearch(max_extra_length=length)
+        with torch.profiler.profile() as profile, torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            found = module.generate(src, search)[0][0]
+        assert len(found.tokens) == length + 2
+        counts.append(sum(one.count for one in profile.key_averages() if one.key == "aten::_to_copy"))
+    num_products = sum(isinstance(part, nn.Linear) for part in module.network.modules())
+    assert counts[1] - counts[0] < 18 * 2 * num_products  # else weight and bias of each in each step

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import lit, tiny_project
 from torch import distributed
 
 from lit_transformer import BeamSearch, LitTransformer, Transformer
@@ -65,6 +66,15 @@ def test_generate_gathers_by_itself() -> None:
     module = sharded()
     assert module.generate(BATCH.src) == make().generate(BATCH.src)
     assert is_sharded(module)
+
+
+def test_checkpoints_that_no_command_reads_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    strategy = '--trainer.strategy={"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}'
+    finished = lit("fit", "--config", tiny_project(tmp_path), strategy)
+    assert finished.status == 1
+    assert "set its save_distributed_checkpoint to false" in finished.err.splitlines()[-1]
+    assert "Traceback" not in finished.err
 
 
 def test_whole_weights_are_loaded_in_parts() -> None:

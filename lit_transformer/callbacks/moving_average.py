@@ -7,10 +7,26 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from lit_transformer.errors import InputError
 from lit_transformer.module import LitTransformer
+
+
+def require_whole_weights(average: WeightAveraging, strategy: Strategy) -> None:
+    """Refuses to average weights that a strategy divides over processes.
+
+    Raises:
+        InputError: If it does.
+    """
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        raise InputError(
+            f"{type(average).__name__} cannot average weights that {type(strategy).__name__} divides over processes; "
+            "leave it out of trainer.callbacks, or set trainer.strategy to ddp"
+        )
 
 
 class MovingAverage(EMAWeightAveraging):
@@ -32,6 +48,7 @@ class MovingAverage(EMAWeightAveraging):
 
     Raises:
         MisconfigurationException: If checkpoints are to hold the weights alone, which would be those in training.
+        InputError: If the strategy divides weights over processes.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -40,6 +57,8 @@ class MovingAverage(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.999, **kwargs: Any) -> None:
         super().__init__(decay=decay, **kwargs)
+        del self._kwargs["avg_fn"]  # goes through the weights one by one
+        self._kwargs["multi_avg_fn"] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         self._is_swapped = False  # whether the module has the average, and the average model the weights in training
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -49,12 +68,19 @@ class MovingAverage(EMAWeightAveraging):
                 f"with save_weights_only Lightning would save the weights in training, not those that "
                 f"{type(self).__name__} averages and validates: leave one of the two out"
             )
+        if stage == "fit":
+            require_whole_weights(self, trainer.strategy)
         with warnings.catch_warnings():  # of weights that are not divided: they are not meant to be
             warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
             super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._is_swapped = False
             self._latest_update_step, self._latest_update_epoch = 0, -1  # perhaps those of an earlier training
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Takes the average to the device of the module, which ``setup`` does not know yet."""
+        if self._average_model is not None and self._device is None:
+            self._average_model.to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the module the average."""

@@ -21,7 +21,7 @@ class StopTogether(Callback):
     A scheduler sends the signal to one process or to all of them, at any moment; the keyboard's interrupt reaches those
     of one machine. Lightning's own handler then talks to the other processes at once, in the middle of whatever they
     are exchanging, so that a run hangs or some processes fail where others stop. This callback notes the signal only.
-    Before each batch the processes tell each other whether one of them has been asked; if so, all of them raise, and a
+    Before each step the processes tell each other whether one of them has been asked; if so, all of them raise, and a
     ``StepCheckpoint`` with ``save_on_exception`` writes the checkpoint. Validations are finished first, and in the very
     last step the training ends as it would; a second Ctrl-C ends its process at once. With a single process it does
     nothing.
@@ -49,8 +49,8 @@ class StopTogether(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Asks all processes."""
-        if trainer.world_size == 1:
+        """Asks all processes, once a step: each time they wait for each other."""
+        if trainer.world_size == 1 or batch_idx % trainer.accumulate_grad_batches:
             return
         anyone = partial(trainer.strategy.reduce_boolean_decision, all=False)
         if not anyone(self._asked > 0):

@@ -7,12 +7,14 @@ import csv
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from command_line import lit, tiny_project
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
 from standins import trainer
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from lit_transformer import (
     TranslationDataModule,
     Translator,
 )
+from lit_transformer.errors import InputError
 
 DECAY = 0.6
 EMA = """
@@ -238,6 +241,20 @@ trainer:
     sentence = finished.err.splitlines()[-1]
     assert sentence.startswith(f"lit-transformer: {name.rpartition('.')[2]} cannot average weights that ModelParallel")
     assert "Traceback" not in finished.err
+    with pytest.raises(InputError, match="MovingAverage cannot average weights that ModelParallelStrategy divides"):
+        MovingAverage().setup(SimpleNamespace(strategy=ModelParallelStrategy(), checkpoint_callbacks=[]), None, "fit")  # type: ignore[arg-type]
+
+
+def test_the_average_lies_where_the_weights_do() -> None:
+    """At ``setup`` the weights are not yet on the accelerator; "meta" stands in for one."""
+    module = LitTransformer(Transformer(600, num_layers=1, d_model=8, d_ff=16, num_heads=2))
+    for device, expected in ((None, "meta"), ("cpu", "cpu")):
+        average = MovingAverage(device=device)
+        average.setup(SimpleNamespace(strategy=None, checkpoint_callbacks=[]), module.to("cpu"), "fit")
+        average.on_fit_start(SimpleNamespace(), module.to("meta"))  # type: ignore[arg-type]
+        assert average._average_model is not None
+        assert {one.device.type for one in average._average_model.parameters()} == {expected}
+        module.to_empty(device="cpu")
 
 
 def test_checkpoints_of_weights_alone_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
