@@ -7,7 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_transformer.command_options import CHECKPOINT_HELP, CommandParser, command_parser, new_folder
+from lit_transformer.command_options import (
+    CHECKPOINT_HELP,
+    CommandParser,
+    add_penalty_options,
+    command_parser,
+    new_folder,
+    positive,
+)
 from lit_transformer.errors import InputError
 from lit_transformer.json_files import read_json
 
@@ -20,6 +27,7 @@ FORMATS = {
     "onnx": "encoder and decoder step for ONNX runtimes (needs the extra onnx)",
     "torch": "encoder and decoder step for torch.export.load, as .pt2 files",
 }
+_OF_SEARCH = ("beam_size", "length_penalty", "penalty_kind")
 
 
 def export_parser() -> CommandParser:
@@ -31,14 +39,17 @@ def export_parser() -> CommandParser:
         f"formats:\n{formats}\n\n"
         "Marian and Pegasus have sinusoidal positions, heads of d_model / num_heads features and one vocabulary.\n"
         "Their generate divides scores by length ** alpha, as translate --penalty_kind power does, so some beams end\n"
-        "differently. The config.json of onnx and torch names inputs, ids and axes; all lengths are dynamic.\n\n"
+        "differently. --beam_size, --length_penalty and --penalty_kind are what generate takes where it is not told.\n"
+        "The config.json of onnx and torch names inputs, ids and axes; all lengths are dynamic.\n\n"
         "examples:\n"
         "  lit-transformer export runs/tiny exported\n"
-        "  lit-transformer export averaged.ckpt marian --format huggingface",
+        "  lit-transformer export averaged.ckpt marian --format huggingface --beam_size 5",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
     parser.add_argument("folder", help="the folder to write; it must be new, or empty")
     parser.add_argument("--format", choices=FORMATS, default="safetensors", help="default: safetensors")
+    parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
+    add_penalty_options(parser)
     return parser
 
 
@@ -129,12 +140,18 @@ def _scores(path: Path) -> dict[str, Any]:
 
 def export(arguments: list[str]) -> None:
     """Runs ``lit-transformer export``."""
-    options = export_parser().parse_args(arguments)
+    parser = export_parser()
+    options = parser.parse_args(arguments)
+    search = {name: getattr(options, name) for name in _OF_SEARCH}
+    for name, value in search.items():
+        if options.format != "huggingface" and value != parser.get_default(name):
+            raise InputError(f"--{name} is for --format huggingface: the format {options.format} keeps no search")
     folder = new_folder(options.folder)
     from lit_transformer import exchange
+    from lit_transformer.decoding import BeamSearch
     from lit_transformer.translator import Translator
 
-    translator = Translator.from_pretrained(options.checkpoint)
+    translator = Translator.from_pretrained(options.checkpoint, search=BeamSearch(**search))
     if options.format == "safetensors":
         translator.save(folder)
     else:

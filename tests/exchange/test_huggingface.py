@@ -153,6 +153,18 @@ def test_a_trained_model_translates_the_same(tiny_run: Path, tmp_path: Path) -> 
     assert Translator.from_pretrained(tmp_path / "back")(lines) == Translator.from_pretrained(tiny_run)(lines)
 
 
+def test_export_is_told_the_search(tiny_run: Path, tmp_path: Path) -> None:
+    options = "--beam_size=5", "--length_penalty=1", "--penalty_kind=power"
+    assert lit("export", tiny_run, tmp_path / "there", "--format=huggingface", *options).status == 0
+    kept = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "there").generation_config
+    assert (kept.num_beams, kept.length_penalty) == (5, 1.0)
+    for option in options:
+        finished = lit("export", tiny_run, tmp_path / "else", option)
+        assert finished.status == 1
+        assert f"{option.partition('=')[0]} is for --format huggingface" in finished.err
+    assert not (tmp_path / "else").exists()
+
+
 def test_the_search_is_written_as_generate_has_it(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
     search = BeamSearch(beam_size=3, length_penalty=1.2, allow_unknown=False, stop_early=True, penalty_kind="power")
     export_huggingface(Translator(random_network(max_length=40), tokenizer, search=search), tmp_path)
