@@ -10,12 +10,15 @@ from torch import Tensor
 
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
-from lit_transformer.loss import SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
+from lit_transformer.loss import Shortlist, SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
 from lit_transformer.module import LitTransformer, too_short
 from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.rdrop import RDropTransformer
+from lit_transformer.teacher_memory import TeacherMemory
 from lit_transformer.vocabulary import PAD_ID
+
+_MAX_PROBS = 2**24  # looked at together: 64 MiB in float32
 
 
 class _Teachers(list[TranslationNetwork]):
@@ -39,7 +42,10 @@ class DistilledTransformer(RDropTransformer):
     With ``alpha`` the student trains with R-Drop too, see ``RDropTransformer``: it passes twice, the teachers once.
 
     Teachers read each batch without dropout, on the device of the student, and are no part of its checkpoints: only
-    ``fit`` needs them.
+    ``fit`` needs them. With ``teacher_top_k`` they read each sentence pair once, in the first pass over the text: the
+    likeliest tokens are remembered, 6 bytes for each at each target token, and what is left of the probability counts
+    as spread over all. A run that goes on from a checkpoint asks them anew, and may differ from one that never stopped
+    in the last digits.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network"; for words Kim and Rush 2016,
     "Sequence-level knowledge distillation", section 3.1; for the mean of several teachers Freitag et al. 2017,
@@ -50,11 +56,13 @@ class DistilledTransformer(RDropTransformer):
         teachers: Trained models, as ``translate`` takes them: ``.ckpt`` files, folders of runs (their newest
             checkpoint) or of ``average`` and ``export``, or names on the Hub.
         teacher_weight: The share :math:`w` of the loss, from 0 to 1.
+        teacher_top_k: How many of the likeliest tokens are remembered at each target token, such as 32; None asks the
+            teachers in each step, and learns from all tokens.
         alpha: Weight of R-Drop's divergence; 0 does without, and each sentence passes once.
         **kwargs: Arguments of ``RDropTransformer``.
 
     Raises:
-        ValueError: If ``teacher_weight`` is not in [0, 1].
+        ValueError: If ``teacher_weight`` is not in [0, 1], or ``teacher_top_k`` is below 1.
         InputError: At the start of ``fit``: if there is no teacher, or one has other tokens than the data.
         CheckpointError: At the start of ``fit``: if a teacher cannot be read.
     """
@@ -64,16 +72,21 @@ class DistilledTransformer(RDropTransformer):
         *args: Any,
         teachers: list[str] | None = None,
         teacher_weight: float = 0.5,
+        teacher_top_k: int | None = None,
         alpha: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, alpha=alpha, **kwargs)
         if not 0 <= teacher_weight <= 1:
             raise ValueError(f"teacher_weight must be from 0 to 1, got {teacher_weight}")
+        if teacher_top_k is not None and teacher_top_k < 1:
+            raise ValueError(f"teacher_top_k must be 1 or more, or None, got {teacher_top_k}")
+        self.teacher_top_k = teacher_top_k
         self.teachers, self.teacher_weight = teachers or [], teacher_weight
         self._networks = _Teachers()
         self._tokens: list[str] = []  # fingerprints of their tokenizers
-        self._said: list[Teacher] = []  # of the batch in hand
+        self._memory: TeacherMemory | None = None
+        self._said: list[Teacher] | Shortlist = []  # of the batch in hand
 
     def read_teachers(self) -> None:
         """Reads the teachers; ``fit`` does so by itself, and the command before it touches an earlier run.
@@ -117,17 +130,19 @@ class DistilledTransformer(RDropTransformer):
     def on_train_start(self) -> None:
         """Takes the teachers to the device of the student, which is known by now."""
         super().on_train_start()
+        if self.teacher_top_k is not None:
+            self._memory = TeacherMemory(self.teacher_top_k, self._ask_for_few)
         for network in self._networks:
             network.to(self.device)
 
     def on_fit_end(self) -> None:
         """Lets the teachers go."""
         super().on_fit_end()
-        self._networks = _Teachers()
+        self._networks, self._memory = _Teachers(), None
 
     def compute_loss(self, batch: TranslationBatch) -> SmoothedLoss:
         """In training the loss with the teachers' word; otherwise that of ``LitTransformer``."""
-        self._said = self._ask(batch) if self.training else []
+        self._said = (self._memory or self._ask)(batch) if self.training else []
         try:
             return super().compute_loss(batch)
         finally:
@@ -144,7 +159,7 @@ class DistilledTransformer(RDropTransformer):
         if not self._said or not len(labels):
             return super().loss_of_logits(logits, labels)
         found = LitTransformer.loss_of_logits(self, logits, labels)
-        target = _mean_of(self._said)
+        target = _mean_of(self._said) if isinstance(self._said, list) else self._said.spread(logits.size(1))
         target = torch.cat((target, target)) if self._passes_twice else target
         taught = -(target * logits.log_softmax(-1)).sum(-1).mean()
         loss = (1 - self.teacher_weight) * found.loss + self.teacher_weight * taught
@@ -159,6 +174,19 @@ class DistilledTransformer(RDropTransformer):
         """What each teacher says of the real target tokens, the faster way where there is one."""
         real = batch.labels != PAD_ID
         return [_answer(network, batch, real) for network in self._networks]
+
+    @torch.no_grad()
+    def _ask_for_few(self, batch: TranslationBatch, top_k: int) -> Shortlist:
+        """The likeliest of what they say together; some rows at a time, since all the distributions are large."""
+        said, vocab_size = self._ask(batch), self.network.vocab_size
+        step = max(1, _MAX_PROBS // vocab_size)
+        parts = []
+        for start in range(0, len(said[0].features), step):
+            rows = slice(start, start + step)
+            some = _mean_of([Teacher(one.features[rows], one.weight) for one in said])
+            parts.append(some.topk(min(top_k, vocab_size), dim=1))
+        probs, tokens = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Shortlist(tokens, probs)
 
 
 def _answer(network: TranslationNetwork, batch: TranslationBatch, real: Tensor) -> Teacher:

@@ -36,13 +36,30 @@ class Teacher(NamedTuple):
     weight: Tensor | None = None
 
 
+class Shortlist(NamedTuple):
+    """A distribution by its likeliest tokens ``(N, K)`` and their probabilities; the rest is spread over all tokens."""
+
+    tokens: Tensor
+    probs: Tensor
+
+    @property
+    def rest(self) -> Tensor:
+        """The probability that is spread, ``(N, 1)``."""
+        return (1 - self.probs.sum(1, keepdim=True)).clamp_(min=0)
+
+    def spread(self, vocab_size: int) -> Tensor:
+        """The whole distribution, ``(N, V)``."""
+        whole = (self.rest / vocab_size).repeat(1, vocab_size)
+        return whole.scatter_add_(1, self.tokens, self.probs)
+
+
 def smoothed_cross_entropy(
     features: Tensor,
     weight: Tensor,
     labels: Tensor,
     smoothing: float = 0.0,
     agreement: float | None = None,
-    teachers: Sequence[Teacher] = (),
+    teachers: Sequence[Teacher] | Shortlist = (),
     teacher_weight: float = 0.0,
 ) -> SmoothedLoss:
     """Cross-entropy of ``features @ weight.T`` against labels, a few rows at a time.
@@ -60,8 +77,8 @@ def smoothed_cross_entropy(
         smoothing: Probability taken from the right token and spread over the vocabulary.
         agreement: For features that are those of one pass and then those of another over the same tokens: the weight
             of :func:`symmetric_divergence` between both, which comes to the loss from the same logits.
-        teachers: Models whose mean distribution is to be learned too; no gradient goes to them. Of two passes they say
-            each token once, for both.
+        teachers: Models whose mean distribution is to be learned too, or the likeliest tokens of that distribution; no
+            gradient goes to them. Of two passes they say each token once, for both.
         teacher_weight: How much of the loss is the cross-entropy against that distribution; the rest is against labels.
 
     Returns:
@@ -96,7 +113,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         smoothing: float,
         agreement: float | None,
-        teachers: Sequence[Teacher],
+        teachers: Sequence[Teacher] | Shortlist,
         share: float,
         wants_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -107,9 +124,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
         apart, taught = x.new_zeros(2, dtype=full)  # divergence of all pairs of rows; cross-entropy with the teachers
-        teachers = [
-            Teacher(said) if output is None else Teacher(said.to(dtype), output.to(dtype)) for said, output in teachers
-        ]
+        if not isinstance(teachers, Shortlist):
+            teachers = [_in_dtype(teacher, dtype) for teacher in teachers]
         is_on_cpu = x.device.type == "cpu"
         row = len(weight) * x.element_size()  # bytes
         size = max(_CPU_ROWS, _CPU_CHUNK // row) if is_on_cpu else _GPU_CHUNK // row
@@ -118,11 +134,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             inputs = _filled(x[rows]) if is_on_cpu else x[rows]
             logits = product(inputs, w)  # (rows, V)
             real = labels[rows, None]
-            said = [_logits(teacher, _tokens_of(rows, copies), is_on_cpu) for teacher in teachers]
+            said = _said(teachers, _tokens_of(rows, copies), is_on_cpu)
             chunk = logits[: len(real)], real, denominators[rows], own[rows]
             for part in _slices(len(real), _CPU_SLICE // len(weight) if is_on_cpu else len(real) + 1):
-                heard = [one[_tokens_of(part, copies)] for one in said]
-                found = _soften(smoothing, agreement, heard, share, *(tensor[part] for tensor in chunk))
+                found = _soften(
+                    smoothing, agreement, _part_of(said, _tokens_of(part, copies)), share, *(one[part] for one in chunk)
+                )
                 apart, taught = apart + found[0], taught + found[1]
             if wants_gradient:  # the logits have become their gradient
                 logits[len(real) :] = 0
@@ -177,6 +194,23 @@ def mean_distribution(logits: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return total / len(logits)
 
 
+def _in_dtype(teacher: Teacher, dtype: torch.dtype) -> Teacher:
+    features, weight = teacher
+    return teacher if weight is None else Teacher(features.to(dtype), weight.to(dtype))
+
+
+def _said(teachers: Sequence[Teacher] | Shortlist, tokens: slice, is_on_cpu: bool) -> list[Tensor] | Shortlist:
+    """What teachers say of some tokens, the logits of each."""
+    if isinstance(teachers, Shortlist):
+        return _part_of(teachers, tokens)
+    return [_logits(teacher, tokens, is_on_cpu) for teacher in teachers]
+
+
+def _part_of(said: Sequence[Tensor] | Shortlist, tokens: slice) -> list[Tensor] | Shortlist:
+    parts = [one[tokens] for one in said]
+    return Shortlist(*parts) if isinstance(said, Shortlist) else parts
+
+
 def _logits(teacher: Teacher, tokens: slice, is_on_cpu: bool) -> Tensor:
     """What a teacher says of some tokens, ``(tokens, V)``."""
     features = teacher.features[tokens]
@@ -188,7 +222,7 @@ def _logits(teacher: Teacher, tokens: slice, is_on_cpu: bool) -> Tensor:
 def _soften(
     smoothing: float,
     agreement: float | None,
-    said: list[Tensor],
+    said: list[Tensor] | Shortlist,
     share: float,
     logits: Tensor,
     labels: Tensor,
@@ -210,10 +244,13 @@ def _soften(
         log_probs = full.log_softmax(-1)
         torch.sub(full.amax(1), log_probs.amax(1), out=denominators)
         probs, apart = agreeing(log_probs, agreement)
-    if said:
-        target = mean_distribution(said, full.dtype)
-        if agreement is not None:
-            target = target.repeat_interleave(2, 0)
+    copies = 1 if agreement is None else 2
+    if isinstance(said, Shortlist):
+        few = Shortlist(*(one.repeat_interleave(copies, 0) for one in said))
+        taught = (denominators - (few.probs * full.gather(1, few.tokens)).sum(1) - few.rest[:, 0] * full.mean(1)).sum()
+        probs.sub_(few.rest, alpha=share / full.size(1)).scatter_add_(1, few.tokens, few.probs * -share)
+    elif said:
+        target = mean_distribution(said, full.dtype).repeat_interleave(copies, 0)
         taught = (denominators - (target * full).sum(1)).sum()
         probs.sub_(target, alpha=share)
     logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, (1 - share) * (smoothing - 1))))

@@ -26,7 +26,8 @@ from lit_transformer import (
 )
 from lit_transformer import loss as loss_module
 from lit_transformer.interfaces import InputError
-from lit_transformer.loss import Teacher, smoothed_cross_entropy
+from lit_transformer.loss import Shortlist, Teacher, smoothed_cross_entropy
+from lit_transformer.teacher_memory import TeacherMemory
 
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")
 N, V, D = 14, 11, 6
@@ -67,6 +68,35 @@ def test_in_chunks_it_has_the_value_and_gradients_of_the_definition(
     for mine, reference in gradients:
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
     assert torch.autograd.gradcheck(chunked, (x, w))
+
+
+@pytest.mark.parametrize("agreement", [None, 1.7])
+@pytest.mark.parametrize(("rows", "part"), [(2, 2), (10, 4), (200, 200)])
+def test_a_shortlist_counts_as_what_it_stands_for(
+    monkeypatch: pytest.MonkeyPatch, rows: int, part: int, agreement: float | None
+) -> None:
+    monkeypatch.setattr(loss_module, "_CPU_ROWS", 0)
+    monkeypatch.setattr(loss_module, "_CPU_CHUNK", rows * V * 8)
+    monkeypatch.setattr(loss_module, "_CPU_SLICE", part * V)
+    copies = 1 if agreement is None else 2
+    x = torch.randn(N * copies, D, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(V, D, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(V, (N,)).repeat(copies)
+    few = Shortlist(torch.rand(N, V).argsort(1)[:, :3], torch.rand(N, 3, dtype=torch.float64) / 4)
+    target = torch.zeros(N, V, dtype=torch.float64)
+    for row in range(N):
+        target[row] += (1 - few.probs[row].sum()) / V
+        for token, prob in zip(few.tokens[row], few.probs[row], strict=True):
+            target[row, token] += prob
+    torch.testing.assert_close(few.spread(V), target)
+    found = smoothed_cross_entropy(x, w, labels, 0.1, agreement, few, 0.3).loss
+    expected = by_definition(x @ w.T, labels, [target.repeat(copies, 1).log()], 0.3)
+    if agreement is not None:
+        expected = expected + agreement * divergence_of_halves(x @ w.T)
+    torch.testing.assert_close(found, expected)
+    gradients = zip(torch.autograd.grad(3 * found, (x, w)), torch.autograd.grad(3 * expected, (x, w)), strict=True)
+    for mine, reference in gradients:
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-12)
 
 
 def divergence_of_halves(logits: Tensor) -> Tensor:
@@ -166,7 +196,34 @@ def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int], monk
     assert losses.logged == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [DistilledTransformer, ByLogits])
+def test_teachers_are_asked_once_for_each_pair(kind: type[LitTransformer]) -> None:
+    module, pairs = make(kind, teachers=["unread"], teacher_top_k=3), sentences(9)
+    module._networks, asked = teachers(), []
+    for one in module._networks:
+        one.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    memory = TeacherMemory(3, module._ask_for_few)
+    memory(batch(pairs[:5]))
+    whole = batch(pairs[::-1])  # in another order, and filled up to another length
+    asked.clear()
+    found = memory(whole)
+    assert set(asked) == {4}
+    asked.clear()
+    assert all(map(torch.equal, found, memory(whole)))
+    assert not asked
+    real = whole.labels != 0
+    mean = sum(one(whole.src, whole.tgt_input)[real].softmax(-1) for one in module._networks) / len(module._networks)
+    probs, tokens = mean.topk(3, dim=1)
+    torch.testing.assert_close(found.probs, probs, rtol=1e-3, atol=1e-6)
+    assert torch.equal(found.tokens, tokens)
+    module._memory, logits = memory, module.network.train()(whole.src, whole.tgt_input)[real]
+    expected = by_definition(logits, whole.labels[real], [found.spread(SIZES["vocab_size"]).log()], 0.5)
+    torch.testing.assert_close(module.compute_loss(whole).loss, expected)
+
+
 def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="teacher_top_k must be 1 or more, or None, got 0"):
+        make(teachers=["one"], teacher_top_k=0)
     with pytest.raises(ValueError, match=r"teacher_weight must be from 0 to 1, got 1\.5"):
         make(teachers=["one"], teacher_weight=1.5)
 
@@ -181,7 +238,7 @@ def student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
 
 
 def test_a_student_of_a_run(tmp_path: Path, student: tuple[str, ...]) -> None:
-    finished = lit(*student, "--model.teachers=[teacher]", "--model.network.d_ff=32")
+    finished = lit(*student, "--model.teachers=[teacher]", "--model.network.d_ff=32", "--model.teacher_top_k=4")
     assert finished.status == 0, finished.err
     path = tmp_path / "student/checkpoints/step=3.ckpt"
     module = DistilledTransformer.load_from_checkpoint(path, weights_only=True)
