@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from lit_transformer.cli import did_you_mean
+from lit_transformer.cli import did_you_mean, fail
 from lit_transformer.errors import InputError
 
 CHECKPOINT_HELP = (
@@ -151,3 +155,27 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def heeding_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, with files closed on the way; the exit status is 143."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except _Stopped:
+        sys.exit(fail("stopped by SIGTERM") + 127 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+class _Stopped(BaseException):
+    """SIGTERM has come."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one should not come between what is being closed
+    raise _Stopped

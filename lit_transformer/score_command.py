@@ -14,6 +14,7 @@ from lit_transformer.command_options import (
     add_penalty_options,
     command_parser,
     device_of,
+    heeding_sigterm,
     positive,
 )
 from lit_transformer.errors import InputError
@@ -28,7 +29,8 @@ def score_parser() -> argparse.ArgumentParser:
         "The number is that of translate --scores: the log probability of the translation over the length penalty.\n"
         "With --length_penalty 0 it is the log probability, with --penalty_kind power --length_penalty 1 its mean by\n"
         "token. A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
-        "Compressed files are read and written too.\n\n"
+        "Compressed files are read and written too. If an error, Ctrl-C or SIGTERM comes before the end, finished\n"
+        "lines are kept beside --output, in NAME.partial.\n\n"
         "examples:\n"
         "  lit-transformer score runs/tiny --input noisy.en --target noisy.de --output noisy.scores\n"
         "  lit-transformer score runs/de_en --input candidates.de --target sources.en --length_penalty 0",
@@ -54,7 +56,7 @@ def score(options: argparse.Namespace) -> None:
     rule = BeamSearch(length_penalty=options.length_penalty, penalty_kind=options.penalty_kind)
     limits = {"max_length": options.max_length, "max_tokens": options.max_tokens}
     translator = Translator.from_pretrained(options.checkpoint, **limits).to(device_of(options))
-    with ExitStack() as stack:
+    with heeding_sigterm(), ExitStack() as stack:
         sources = tagged(read_lines(stack, options.input), options.src_tag, translator.tokenizer.tags)
         targets = read_lines(stack, options.target, "--target")
         out = stack.enter_context(written_to(options.output))

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from lit_transformer.command_options import (
     device_of,
     finite,
     given_lines,
+    heeding_sigterm,
     positive,
     writing,
 )
@@ -48,6 +49,8 @@ def translate_parser() -> argparse.ArgumentParser:
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
         "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty, or with\n"
         "--sample the log probability.\n"
+        "--output appears when all is done. If an error, Ctrl-C or SIGTERM comes before, an old file stays as it is,\n"
+        "and finished lines are kept in NAME.partial beside it, or NAME.partial.gz for NAME.gz.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
         "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n"
         "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed; --input finds them without\n"
@@ -117,7 +120,7 @@ def translate(options: argparse.Namespace) -> None:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
         raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
-    with ExitStack() as stack:
+    with heeding_sigterm(), ExitStack() as stack:
         given = given_lines(options.text) if options.text else read_lines(stack, options.input)
         lines = tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(written_to(options.output))
@@ -273,7 +276,7 @@ def _told(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 @contextmanager
 def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
-    """Standard output, or a file that appears only when it is complete."""
+    """Standard output, or a file that appears only when it is complete; what an error cuts short is kept beside it."""
     from lit_transformer.checkpoints import replacing
     from lit_transformer.data.textfiles import compressing
 
@@ -284,8 +287,32 @@ def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
         return
-    with writing(name, option), replacing(Path(name)) as unfinished, compressing(unfinished, name) as file:
-        yield file
+    with ExitStack() as stack:
+        stack.enter_context(writing(name, option))
+        unfinished = stack.enter_context(replacing(Path(name)))
+        stack.enter_context(_keeping_lines(unfinished, Path(name)))
+        yield stack.enter_context(compressing(unfinished, name))
+
+
+@contextmanager
+def _keeping_lines(unfinished: Path, path: Path) -> Iterator[None]:
+    """Keeps the lines of a file that an error or a signal leaves unfinished, as ``news.de.partial`` for ``news.de``.
+
+    A compressed one is ``news.de.partial.gz``, so that it is read as such.
+    """
+    from lit_transformer.data.textfiles import COMPRESSED, whole_lines
+
+    try:
+        yield
+    except BaseException:
+        if unfinished != path and unfinished.exists() and (count := whole_lines(unfinished, path.name)):
+            whole = path.resolve()
+            ending = path.suffix if path.suffix in COMPRESSED else ""
+            kept = whole.with_name(f"{whole.name.removesuffix(ending)}.partial{ending}")
+            with suppress(OSError):  # what went wrong before is what must be told
+                unfinished.replace(kept)
+                logger.warning("finished lines, kept in %s: %d", kept, count)
+        raise
 
 
 def _with_progress(

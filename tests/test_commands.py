@@ -6,8 +6,10 @@ import io
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from command_line import Finished, lit
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
-from lit_transformer import translate_command
+from lit_transformer import pair_scores, translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
@@ -245,6 +247,21 @@ def test_output_may_be_a_device(tiny_run: Path) -> None:
     assert not Path(os.devnull).is_file()
 
 
+def breaking_off(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """Lets a signal come when the fifth line is read, and has four translated by then."""
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+    told = translate_command._told
+
+    def interrupted(*source: Any) -> Iterator[bytes]:
+        for place, line in enumerate(told(*source), 1):
+            if place == 5:
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)  # as timeout(1) does
+            yield line
+
+    monkeypatch.setattr(translate_command, "_told", interrupted)
+
+
 @pytest.mark.parametrize("old", [None, "what was there\n"])
 def test_an_error_midway_leaves_the_output_as_it_was(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str | None
@@ -254,9 +271,56 @@ def test_an_error_midway_leaves_the_output_as_it_was(
     if old is not None:
         output.write_text(old)
     finished = translate(tiny_run, "--output", output, stdin=b"one\ntwo\nred\nblue\n\xff\n", status=1)
-    assert_one_sentence(finished, "line 5 of standard input is not valid UTF-8")
+    kept = tmp_path / "out.txt.partial"
+    assert finished.err.splitlines() == [
+        f"finished lines, kept in {kept}: 4",
+        "lit-transformer: line 5 of standard input is not valid UTF-8; convert the text to UTF-8 first",
+    ]
     assert (output.read_text() if output.exists() else None) == old
-    assert len(list(tmp_path.iterdir())) == (old is not None)
+    assert kept.read_text() == "eins\nzwei\nrot\nblau\n"
+    assert len(list(tmp_path.iterdir())) == 1 + (old is not None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "library"), [("", ""), (".gz", "gzip"), (".xz", "lzma"), (".bz2", "bz2"), (".zst", "zstandard")]
+)
+def test_sigterm_keeps_finished_lines_in_a_file_that_can_be_read(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, library: str
+) -> None:
+    opened = pytest.importorskip(library).open if library else open
+    breaking_off(monkeypatch, signal.SIGTERM)
+    before, kept = signal.getsignal(signal.SIGTERM), tmp_path / f"out.partial{ending}"
+    finished = translate(tiny_run, "--output", tmp_path / f"out{ending}", stdin=b"one\n" * 9, status=143)
+    assert finished.err == f"finished lines, kept in {kept}: 4\nlit-transformer: stopped by SIGTERM\n"
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    with opened(kept, "rt", encoding="utf-8") as file:
+        assert file.read() == "eins\n" * 4
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_keeps_finished_lines(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_off(monkeypatch, signal.SIGINT)
+    finished = translate(tiny_run, "--output", tmp_path / "out", stdin=b"one\n" * 9, status=130)
+    assert finished.err.endswith("lit-transformer: stopped by the keyboard\n")
+    assert (tmp_path / "out.partial").read_text() == "eins\n" * 4
+
+
+def test_nothing_is_left_where_no_line_was_finished(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.partial.gz").write_text("of an earlier run")
+    finished = translate(tiny_run, "--output", tmp_path / "out.gz", stdin=b"one\n\xff\n", status=1)
+    assert_one_sentence(finished, "line 2 of standard input is not valid UTF-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial.gz"]
+    assert (tmp_path / "out.partial.gz").read_text() == "of an earlier run"
+
+
+def test_links_are_kept_beside_what_they_name(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_off(monkeypatch, signal.SIGTERM)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there" / "real")
+    translate(tiny_run, "--output", tmp_path / "out", stdin=b"one\n" * 9, status=143)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.partial"]
 
 
 def test_lines_before_an_error_reach_standard_output(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +454,8 @@ def test_a_reader_of_alignments_that_has_gone_is_not_blamed_on_the_output(tiny_r
         assert process.stdout is not None
         process.stdout.close()
         _, err = process.communicate(b"one\n" * 20)
-    assert err == b""
+    assert err.decode() == f"finished lines, kept in {output}.partial: 20\n"
+    assert Path(f"{output}.partial").read_text() == "eins\n" * 20
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:
@@ -526,9 +591,25 @@ def test_files_of_different_length_are_refused(tiny_run: Path, tmp_path: Path) -
         finished = lit("score", tiny_run, *options)
         assert finished.status == 1
         assert_one_sentence(finished, f"should have as many lines, but {tmp_path / 'one'} ends before line 2")
-        assert not (tmp_path / "out").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     finished = lit("score", tiny_run, "--input", tmp_path / "two", "--target", tmp_path / "gone")
     assert_one_sentence(finished, f"--target {tmp_path / 'gone'} cannot be read")
+
+
+def test_scores_before_an_error_are_kept(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_scores, "_WINDOW", 1)
+    (tmp_path / "src").write_text("one\ntwo\nred\n")
+    (tmp_path / "tgt").write_bytes(b"eins\nzwei\n\xff\n")
+    finished = lit("score", tiny_run, "--input", tmp_path / "src", "--target", tmp_path / "tgt", "--output", "-")
+    options = ("--input", tmp_path / "src", "--target", tmp_path / "tgt", "--output", tmp_path / "scores")
+    assert lit("score", tiny_run, *options).status == 1
+    assert finished.out.count("\n") == 2
+    assert (tmp_path / "scores.partial").read_text() == finished.out
+    breaking_off(monkeypatch, signal.SIGTERM)
+    for name in ("src", "tgt"):
+        (tmp_path / name).write_text("one\n" * 9)
+    assert lit("score", tiny_run, *options).status == 143
+    assert (tmp_path / "scores.partial").read_text().count("\n") == 4
 
 
 def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:

@@ -99,7 +99,8 @@ def _waiter(future: Future[_Found]) -> Callable[[], _Found]:
 def _begin(search: _Searches, network: TranslationNetwork, parent: int) -> None:
     """Makes a forked process a worker: one thread, and no life of its own when the parent or the user stops."""
     global _searcher
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent speaks
+        signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _searcher = lambda src: search(network, src)  # noqa: E731
