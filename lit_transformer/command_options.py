@@ -158,6 +158,25 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
 
 
 @contextmanager
+def sparing_memory(remedy: str) -> Iterator[None]:
+    """Says in one sentence that there is too little memory, and what needs less."""
+    try:
+        yield
+    except RuntimeError as error:
+        device = _short_of_memory(error)
+        if device is None:
+            raise
+        raise InputError(f"{device} has too little memory for this: {remedy}") from None
+
+
+def _short_of_memory(error: RuntimeError) -> str | None:
+    """What has no room left, if that is what torch says, in this process or in a worker's."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
+        return "the device"
+    return "this machine" if "DefaultCPUAllocator" in str(error) else None
+
+
+@contextmanager
 def heeding_sigterm() -> Iterator[None]:
     """Lets SIGTERM end a command as Ctrl-C does, with files closed on the way; the exit status is 143."""
     if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does

@@ -16,6 +16,7 @@ from lit_transformer.command_options import (
     device_of,
     heeding_sigterm,
     positive,
+    sparing_memory,
 )
 from lit_transformer.errors import InputError
 from lit_transformer.translate_command import read_lines, tagged, written_to
@@ -56,7 +57,7 @@ def score(options: argparse.Namespace) -> None:
     rule = BeamSearch(length_penalty=options.length_penalty, penalty_kind=options.penalty_kind)
     limits = {"max_length": options.max_length, "max_tokens": options.max_tokens}
     translator = Translator.from_pretrained(options.checkpoint, **limits).to(device_of(options))
-    with heeding_sigterm(), ExitStack() as stack:
+    with heeding_sigterm(), sparing_memory("use a smaller --max_tokens or --max_length"), ExitStack() as stack:
         sources = tagged(read_lines(stack, options.input), options.src_tag, translator.tokenizer.tags)
         targets = read_lines(stack, options.target, "--target")
         out = stack.enter_context(written_to(options.output))

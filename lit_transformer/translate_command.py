@@ -24,6 +24,7 @@ from lit_transformer.command_options import (
     given_lines,
     heeding_sigterm,
     positive,
+    sparing_memory,
     writing,
 )
 from lit_transformer.errors import InputError
@@ -120,7 +121,8 @@ def translate(options: argparse.Namespace) -> None:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
         raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
-    with heeding_sigterm(), ExitStack() as stack:
+    remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
+    with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:
         given = given_lines(options.text) if options.text else read_lines(stack, options.input)
         lines = tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(written_to(options.output))

@@ -328,6 +328,43 @@ def test_lines_before_an_error_reach_standard_output(tiny_run: Path, monkeypatch
     assert translate(tiny_run, stdin=b"one\ntwo\n\xff\n", status=1).out == "eins\nzwei\n"
 
 
+class TooLarge(BeamSearch):
+    """Asks for more memory than any machine has, or as a GPU that is full."""
+
+    def __init__(self, device: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.device = device
+
+    def __call__(self, network: Any, src: torch.Tensor) -> Any:
+        if self.device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "words"),
+    [
+        ("cuda", [], "the device has too little memory for this: use a smaller --max_tokens, --beam_size or --max_le"),
+        ("cpu", ["--sample"], "this machine has too little memory for this: use a smaller --max_tokens, --n_best or "),
+        ("cpu", ["--num_workers", "2"], "this machine has too little memory for this: use a smaller --max_tokens"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, device: str, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr(translate_command, "_search", lambda _: TooLarge(device))
+    assert_one_sentence(translate(tiny_run, "one", *options, status=1), words)
+
+
+def test_too_little_memory_in_other_commands(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").write_text("one\n")
+    monkeypatch.setattr(pair_scores, "padded", lambda _: torch.empty(2**60, dtype=torch.uint8))
+    finished = lit("score", tiny_run, "--input", tmp_path / "one", "--target", tmp_path / "one")
+    assert_one_sentence(finished, "too little memory for this: use a smaller --max_tokens or --max_length")
+    monkeypatch.setattr(translator_file, "padded", lambda _: torch.empty(2**60, dtype=torch.uint8))
+    assert_one_sentence(lit("attention", tiny_run, "one"), "use a smaller --n_best, or a shorter sentence")
+
+
 # What translate refuses
 
 
