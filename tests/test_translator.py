@@ -595,7 +595,10 @@ def test_bfloat16_on_a_cpu_that_has_none_is_told_once(
     ("files", "words"),
     [
         ({"config.json": '{"model_type": "marian"}', "model.safetensors": ""}, "lit-transformer import first"),
-        ({"config.json": "{}", "model.bin": "", "shared_vocabulary.json": "[]"}, "add --engine ctranslate2"),
+        (
+            {"config.json": "{}", "model.bin": "", "shared_vocabulary.json": "[]"},
+            "here the checkpoint that it was made of",
+        ),
         ({"config.json": "{}", "encoder.onnx": ""}, "cannot be read back"),
     ],
     ids=["huggingface", "ctranslate2", "onnx"],
