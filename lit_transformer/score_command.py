@@ -29,7 +29,9 @@ def score_parser() -> argparse.ArgumentParser:
         "Says how likely a model finds translations: one number out for each pair of lines, in the same order.",
         "The number is that of translate --scores: the log probability of the translation over the length penalty.\n"
         "With --length_penalty 0 it is the log probability, with --penalty_kind power --length_penalty 1 its mean by\n"
-        "token. A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
+        "token. A source of more than --max_length tokens is cut there, and a target 50 tokens later, since translate\n"
+        "may write as many; a warning on standard error names the line. <unk> that a model of whole words wrote is\n"
+        "read as other tokens, so that the score of such a line is not the one that translate gave.\n"
         "Compressed files are read and written too. If an error, Ctrl-C or SIGTERM comes before the end, finished\n"
         "lines are kept beside --output, in NAME.partial.\n\n"
         "examples:\n"
@@ -42,7 +44,7 @@ def score_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     add_penalty_options(parser)
     parser.add_argument("--src_tag", metavar="TAG", help="put before each source line, as for translate")
-    parser.add_argument("--max_length", type=positive, default=512, help="longest line in tokens (default: 512)")
+    parser.add_argument("--max_length", type=positive, default=512, help="longest source in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="tokens in a batch (default: 4096)")
     add_device_option(parser)
     parser.set_defaults(precision="float32", engine="torch")

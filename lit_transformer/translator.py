@@ -203,17 +203,24 @@ class Translator:
         Raises:
             InputError: If the network has no ``cross_attention``, or no such layer.
         """
-        written = self.max_length + getattr(self.search, "max_extra_length", 50) + 1  # BOS, and what a search may add
-        longest = min(written, self.network.max_length or written)
+        longest = self._longest_output(extra=1)  # BOS
         return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
         """Yields how likely the network finds each translation, in order and in constant memory, see ``PairScorer``.
 
+        Sources are cut to ``max_length`` tokens, and targets to as many as the search may write for these.
+
         Args:
             pairs: Source sentences and their translations.
         """
-        return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens)(pairs)
+        longest = self._longest_output()
+        return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens, longest)(pairs)
+
+    def _longest_output(self, extra: int = 0) -> int:
+        """How many tokens a search writes at most, EOS included, and ``extra`` ones, as far as the network goes."""
+        written = self.max_length + getattr(self.search, "max_extra_length", 50) + extra
+        return min(written, self.network.max_length or written)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""
