@@ -39,8 +39,12 @@ def score_parser() -> argparse.ArgumentParser:
         "  lit-transformer score runs/de_en --input candidates.de --target sources.en --length_penalty 0",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
-    parser.add_argument("--input", required=True, metavar="FILE", help="file of source lines, UTF-8")
-    parser.add_argument("--target", required=True, metavar="FILE", help="file of their translations, line by line")
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="file of source lines, UTF-8, or - for standard input"
+    )
+    parser.add_argument(
+        "--target", required=True, metavar="FILE", help="file of their translations, line by line, or -"
+    )
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     add_penalty_options(parser)
     parser.add_argument("--src_tag", metavar="TAG", help="put before each source line, as for translate")
@@ -53,6 +57,8 @@ def score_parser() -> argparse.ArgumentParser:
 
 def score(options: argparse.Namespace) -> None:
     """Scores pairs of lines."""
+    if options.input == options.target == "-":
+        raise InputError("only one of --input and --target can be standard input; name a file for the other")
     with collecting_later():
         from lit_transformer.decoding import BeamSearch
         from lit_transformer.translator import Translator

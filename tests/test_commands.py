@@ -633,6 +633,14 @@ def test_files_of_different_length_are_refused(tiny_run: Path, tmp_path: Path) -
     assert_one_sentence(finished, f"--target {tmp_path / 'gone'} cannot be read")
 
 
+def test_one_side_of_the_pairs_may_be_standard_input(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tgt").write_text("eins\n")
+    assert lit("score", tiny_run, "--input", "-", "--target", tmp_path / "tgt", stdin="one\n").status == 0
+    finished = lit("score", tiny_run, "--input", "-", "--target", "-", stdin="one\neins\n")
+    assert (finished.status, finished.out) == (1, "")
+    assert_one_sentence(finished, "only one of --input and --target can be standard input")
+
+
 def test_scores_before_an_error_are_kept(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair_scores, "_WINDOW", 1)
     (tmp_path / "src").write_text("one\ntwo\nred\n")
