@@ -115,12 +115,11 @@ def translate(options: argparse.Namespace) -> None:
     for name in ("compile", "alignment", "sample"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
-    with collecting_later():
-        translator = _load(options)
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
-    if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
-        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
+    _check_files(options)
+    with collecting_later():
+        translator = _load(options)
     remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
     with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:
         given = given_lines(options.text) if options.text else read_lines(stack, options.input)
@@ -137,6 +136,26 @@ def translate(options: argparse.Namespace) -> None:
 
         alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuses alignments that would take the place of the source or of the translations."""
+    if options.alignment is None:
+        return
+    if _are_one_file(options.alignment, options.output):
+        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
+    from lit_transformer.data.textfiles import plain_or_compressed
+
+    if options.input != "-" and _are_one_file(options.alignment, plain_or_compressed(options.input)):
+        raise InputError(f"--alignment would replace --input {options.input}; give it another file")
+
+
+def _are_one_file(name: str, other: str) -> bool:
+    """Whether what is written to one name takes the place of the other; a terminal or a pipe takes both."""
+    if name == other or "-" in (name, other):
+        return name == other
+    path = Path(name).resolve()
+    return path == Path(other).resolve() and (path.is_file() or not path.exists())
 
 
 def _load(options: argparse.Namespace) -> Translator:

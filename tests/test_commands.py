@@ -242,6 +242,39 @@ def test_a_file_can_be_translated_in_place(tiny_run: Path, tmp_path: Path) -> No
     assert (tmp_path / "x").read_text() == "eins\nzwei\n"
 
 
+def test_alignments_do_not_take_the_place_of_another_file(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("source", "packed.gz", "target"):
+        (tmp_path / name).write_text("as it was\n")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "folder").mkdir()
+    for source, output, alignment, words in (
+        ("source", "target", "link", "--alignment and --output are both"),
+        ("source", "folder/../new", "new", "--alignment and --output are both"),
+        ("source", "target", "folder/../source", "--alignment would replace --input"),
+        ("packed", "target", "packed.gz", "--alignment would replace --input"),
+    ):
+        options = ("--input", tmp_path / source, "--output", tmp_path / output, "--alignment", tmp_path / alignment)
+        assert_one_sentence(translate(tiny_run, *options, status=1), words)
+    assert_one_sentence(translate(tiny_run, "one", "--alignment", "-", status=1), "--alignment and --output are both -")
+    assert {(tmp_path / name).read_text() for name in ("source", "packed.gz", "target")} == {"as it was\n"}
+    assert not (tmp_path / "new").exists()
+    translate(tiny_run, "--alignment", "-", "--output", tmp_path / "new", stdin="one\n")
+    assert (tmp_path / "new").read_text() == "eins\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_terminal_takes_translations_and_alignments(tiny_run: Path) -> None:
+    screen, terminal = os.openpty()
+    name = os.ttyname(terminal)
+    translate(tiny_run, "one", "--output", name, "--alignment", f"/dev/../{name}")
+    shown = b""
+    while b"0-0" not in shown:
+        shown += os.read(screen, 1 << 20)
+    os.close(terminal)
+    os.close(screen)
+    assert b"eins" in shown
+
+
 def test_output_may_be_a_device(tiny_run: Path) -> None:
     translate(tiny_run, "one", "--output", os.devnull)
     assert not Path(os.devnull).is_file()
