@@ -100,7 +100,8 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=positive,
-        help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
+        help="processes that search side by side on the CPU (default: one for each core, up to 16, if there "
+        "are many lines)",
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile decoding steps with the C compiler of this machine, for the CPU"

@@ -48,7 +48,7 @@ class Translator:
         precision: Of weights and arithmetic: ``float32``, ``bf16`` (on CPUs half the memory traffic; elsewhere
             automatic mixed precision) or ``int8`` (a quarter, CPUs only). The lower ones change a few words.
         num_workers: Processes that search side by side in ``translate``, on Linux and the CPU; 1 searches in this
-            process, None starts one for each core if there are many lines.
+            process, None starts one for each core, up to 16, if there are many lines.
         compile: Whether to compile decoding steps with the machine's C compiler: on CPUs and in ``float32`` or
             ``int8``, several times as fast for single sentences. Each process then searches on one core.
 

@@ -728,8 +728,25 @@ def _translate_many(run: Path) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+@pytest.mark.parametrize(
+    ("quota", "workers"),
+    [("max 100000", 16), ("200000 100000", 2), ("250000 100000", 3), ("5000 100000", 1), ("9900000 100000", 16),
+     ("", 16), (None, 16)],
+)  # fmt: skip
+def test_a_container_with_a_quota_has_fewer_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, workers: int
+) -> None:
+    monkeypatch.setattr("lit_transformer.decoding.workers.os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("lit_transformer.decoding.workers._QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert possible_workers() == workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_a_daemonic_process_searches_by_itself(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_transformer.decoding.workers.os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("lit_transformer.decoding.workers._QUOTA", Path("there/is/none"))
     assert possible_workers() == 2
     monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
     assert possible_workers() == 1

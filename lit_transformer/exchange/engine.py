@@ -73,7 +73,8 @@ class CTranslate2Translator(Translator):
         max_tokens: Budget of a batch, in source tokens with padding.
         max_length: Longer source sentences are cut to this many tokens, EOS included, with a warning.
         precision: Of weights and arithmetic, as far as the processor has it.
-        num_workers: Batches that are translated side by side; None takes one for each core if there are many lines.
+        num_workers: Batches that are translated side by side; None takes one for each core, up to 16, if there are
+            many lines.
 
     Raises:
         ValueError: If a number is below 1, or there is no such precision.
