@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
+from lit_transformer.errors import NoTranslationError
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import read_model, write_model
@@ -153,7 +155,8 @@ class Translator:
             if longest is not None and len(tgt[0]) - 1 > longest:
                 raise InputError(f"the target has {len(tgt[0]) - 1} tokens, and the network reads at most {longest}")
             return attention_of(self.network, self.tokenizer, src[0], tgt, source, [target])
-        found = self._decode(padded(src))[0]
+        with _naming(["the sentence"]):
+            found = self._decode(padded(src))[0]
         beams = [Translation(self._line(one), one.score) for one in found]
         tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
         return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
@@ -243,7 +246,9 @@ class Translator:
         def results() -> Iterator[list[Translation]]:
             lines = [[Translation("", 0.0)] for _ in texts]
             for indices, wait in jobs:
-                for index, found in zip(indices, wait(), strict=True):
+                with _naming([f"line {start + index + 1}" for index in indices]):
+                    hypotheses = wait()
+                for index, found in zip(indices, hypotheses, strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
             yield from lines
 
@@ -307,6 +312,15 @@ class Translator:
     def _line(self, hypothesis: Hypothesis) -> str:
         """A hypothesis as text on one line."""
         return one_line(self.tokenizer.decode(hypothesis.tokens))
+
+
+@contextmanager
+def _naming(names: list[str]) -> Iterator[None]:
+    """Says which sentence has no translation, where a search knows rows of its batch alone."""
+    try:
+        yield
+    except NoTranslationError as error:
+        raise NoTranslationError(error.row, names[error.row]) from None
 
 
 def one_line(text: str) -> str:

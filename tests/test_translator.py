@@ -29,8 +29,9 @@ from lit_transformer import translator as translator_file
 from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding.search import require_finite
 from lit_transformer.decoding.workers import possible_workers
-from lit_transformer.interfaces import InputError, SentencePair, Translation, TranslationBatch
+from lit_transformer.interfaces import Hypothesis, InputError, SentencePair, Translation, TranslationBatch
 from lit_transformer.model_files import build_network
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
@@ -537,6 +538,27 @@ def test_a_worker_that_dies_is_named(tiny_run: Path) -> None:
 
     with pytest.raises(InputError, match="a worker process has died"):
         Translator.from_pretrained(tiny_run, search=Fatal(), num_workers=2)(["one"])
+
+
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.skipif("sys.platform != 'linux'"))])
+def test_a_line_without_translation_is_named(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    class Blind(GreedySearch):
+        """Has no number for what begins with red."""
+
+        def __call__(self, network: Any, src: Any) -> Any:
+            found = super().__call__(network, src)
+            broken = [Hypothesis([], float("nan"), float("nan"))]
+            red = src[:, 0] == translator.tokenizer.encode_src(["red"])[0][0]
+            return require_finite([broken if bad else row for bad, row in zip(red.tolist(), found, strict=True)])
+
+    monkeypatch.setattr(translator_file, "_WINDOW", 3)
+    translator = Translator.from_pretrained(tiny_run, search=Blind(), num_workers=num_workers)
+    found = translator.translate(["one", "two", "blue", "one two two", "", "red", "one"])
+    assert [next(found)[0].text for _ in range(3)] == ["eins", "zwei", "blau"]
+    with pytest.raises(InputError, match=r"^network gave line 6 no translation of finite log_prob"):
+        next(found)
+    with pytest.raises(InputError, match=r"^network gave the sentence no translation"):
+        translator.attention("red")
 
 
 def test_workers_are_started_for_many_lines_only(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
