@@ -47,9 +47,9 @@ def translate_parser() -> argparse.ArgumentParser:
         "translate",
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
         "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
-        "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
-        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty, or with\n"
-        "--sample the log probability.\n"
+        "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1, where\n"
+        "predict counts from 0; with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the\n"
+        "length penalty, or with --sample the log probability.\n"
         "--output appears when all is done. If an error, Ctrl-C or SIGTERM comes before, an old file stays as it is,\n"
         "and finished lines are kept in NAME.partial beside it, or NAME.partial.gz for NAME.gz.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
