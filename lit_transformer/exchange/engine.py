@@ -46,6 +46,8 @@ _MANY = 256  # lines from which on each core translates batches of its own
 def load_translator(path: str | Path, engine: Engine = "torch", **options: Any) -> Translator:
     """A translator of the engine that is asked for; both give the same translations.
 
+    CTranslate2 does not draw translations at random, and neither aligns nor scores nor shows attention.
+
     Args:
         path: What ``Translator.from_pretrained`` takes; for ``ctranslate2`` also a folder that was exported for it.
         engine: ``torch``, or ``ctranslate2``, which needs its extra; the README says which is faster for what.
