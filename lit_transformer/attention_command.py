@@ -6,7 +6,14 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from lit_transformer.command_options import CHECKPOINT_HELP, command_parser, given_lines, positive, writing
+from lit_transformer.command_options import (
+    CHECKPOINT_HELP,
+    command_parser,
+    given_lines,
+    positive,
+    sparing_memory,
+    writing,
+)
 from lit_transformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +71,8 @@ def attention(options: argparse.Namespace) -> None:
     stem, _, picture = split_ending(options.output)
     search = BeamSearch(beam_size=max(4, options.n_best), n_best=options.n_best)
     translator = Translator.from_pretrained(options.checkpoint, search=search)
-    view = translator.attention(options.source, options.target or None)
+    with sparing_memory("use a smaller --n_best, or a shorter sentence"):
+        view = translator.attention(options.source, options.target or None)
     beams = [(beam.text, beam.score) for beam in view.beams]
     try:
         figures = {name: _extra(name, translator.network, view, options.warmup_steps) for name in options.also}

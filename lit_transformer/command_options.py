@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from lit_transformer.cli import did_you_mean
+from lit_transformer.cli import did_you_mean, fail
 from lit_transformer.errors import InputError
 
 CHECKPOINT_HELP = (
@@ -151,3 +155,46 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
         raise
     except OSError as error:
         raise InputError(f"{option} {name} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def sparing_memory(remedy: str) -> Iterator[None]:
+    """Says in one sentence that there is too little memory, and what needs less."""
+    try:
+        yield
+    except RuntimeError as error:
+        device = _short_of_memory(error)
+        if device is None:
+            raise
+        raise InputError(f"{device} has too little memory for this: {remedy}") from None
+
+
+def _short_of_memory(error: RuntimeError) -> str | None:
+    """What has no room left, if that is what torch says, in this process or in a worker's."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
+        return "the device"
+    return "this machine" if "DefaultCPUAllocator" in str(error) else None
+
+
+@contextmanager
+def heeding_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end a command as Ctrl-C does, with files closed on the way; the exit status is 143."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except _Stopped:
+        sys.exit(fail("stopped by SIGTERM") + 127 + signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+class _Stopped(BaseException):
+    """SIGTERM has come."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one should not come between what is being closed
+    raise _Stopped

@@ -12,3 +12,24 @@ class InputError(ValueError):
 
 class NoAttentionError(InputError):
     """A model that translates and cannot show where its heads look."""
+
+
+class NoTranslationError(InputError):
+    """A network that gives a sentence no translation of finite log probability.
+
+    Args:
+        row: The sentence in the batch of the search, from 0.
+        name: What its user knows it by; None for the row.
+    """
+
+    def __init__(self, row: int, name: str | None = None) -> None:
+        super().__init__(row, name)  # so that it comes whole out of a worker process
+        self.row, self.name = row, name
+
+    def __str__(self) -> str:
+        """The sentence for the user."""
+        name = self.name or f"src row {self.row}"
+        return (
+            f"network gave {name} no translation of finite log_prob; its logits hold NaN or infinite numbers, perhaps "
+            "because the training diverged: take an earlier checkpoint"
+        )

@@ -177,7 +177,10 @@ def _other_format(folder: Path) -> str | None:
     if any(folder.glob("*.onnx")) or any(folder.glob("*.pt2")):
         return "an export for other runtimes, which cannot be read back: take the checkpoint that it was made from"
     if (folder / "model.bin").is_file() and any(folder.glob("*vocabulary.*")):
-        return "a model of CTranslate2, which only that engine reads: add --engine ctranslate2"
+        return (
+            "a model of CTranslate2, which translate and serve read with --engine ctranslate2: here the checkpoint "
+            "that it was made of is needed"
+        )
     try:
         config = read_json(folder / CONFIG_FILE)
     except (OSError, ValueError):

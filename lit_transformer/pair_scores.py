@@ -42,14 +42,21 @@ class PairScorer:
     Args:
         network: Whose probabilities are asked for; its dropout rests meanwhile.
         tokenizer: The tokenizer that it was trained with.
-        max_length: Longer sentences of either side are cut to this many tokens, EOS included, with a warning.
+        max_length: Longer sources are cut to this many tokens, EOS included, with a warning.
         max_tokens: Budget of a batch, in tokens of the longer side with padding.
+        max_tgt_length: The same as ``max_length`` for targets; None for ``max_length``.
     """
 
     def __init__(
-        self, network: TranslationNetwork, tokenizer: SubwordTokenizer, max_length: int = 512, max_tokens: int = 4096
+        self,
+        network: TranslationNetwork,
+        tokenizer: SubwordTokenizer,
+        max_length: int = 512,
+        max_tokens: int = 4096,
+        max_tgt_length: int | None = None,
     ) -> None:
         self.network, self.tokenizer, self.max_length = network, tokenizer, max_length
+        self.max_tgt_length = max_length if max_tgt_length is None else max_tgt_length
         self.max_tokens = max(1, min(max_tokens, _MAX_SCORES // network.vocab_size))
 
     def __call__(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
@@ -69,7 +76,13 @@ class PairScorer:
         src = self.tokenizer.encode_src([pairs[place][0] for place in filled])
         tgt = self.tokenizer.encode_tgt([pairs[place][1] for place in filled])
         rows = {
-            place: (self._cut(source, place, start, "source"), self._cut(target, place, start, "target", 1))
+            place: (
+                _cut(source, self.max_length, f"source line {start + place + 1}"),
+                [
+                    *target[:1],
+                    *_cut(target[1:], self.max_tgt_length, f"target line {start + place + 1}"),
+                ],  # BOS is free
+            )
             for place, source, target in zip(filled, src, tgt, strict=True)
         }
         lengths = {place: max(len(source), len(target)) for place, (source, target) in rows.items()}
@@ -77,15 +90,6 @@ class PairScorer:
             for place, score in zip(batch, self._scores([rows[place] for place in batch]), strict=True):
                 found[place] = score
         return found
-
-    def _cut(self, ids: list[int], place: int, start: int, side: str, more: int = 0) -> list[int]:
-        """Ids without what is too long; EOS stays at the end. ``more`` are those that do not count, such as BOS."""
-        longest = self.max_length + more
-        if len(ids) <= longest:
-            return ids
-        place += start + 1
-        logger.warning("%s line %d has %d tokens and is cut to %d", side, place, len(ids) - more, self.max_length)
-        return [*ids[: longest - 1], ids[-1]]
 
     @torch.inference_mode()
     def _scores(self, rows: list[tuple[list[int], list[int]]]) -> list[PairScore]:
@@ -98,3 +102,11 @@ class PairScorer:
         each = log_probs.gather(2, labels.unsqueeze(2)).squeeze(2).masked_fill(labels == PAD_ID, 0)
         lengths = (labels != PAD_ID).sum(1)
         return [PairScore(*both) for both in zip(each.sum(1).tolist(), lengths.tolist(), strict=True)]
+
+
+def _cut(ids: list[int], longest: int, name: str) -> list[int]:
+    """Ids without what is too long; EOS stays at the end."""
+    if len(ids) <= longest:
+        return ids
+    logger.warning("%s has %d tokens and is cut to %d", name, len(ids), longest)
+    return [*ids[: longest - 1], ids[-1]]

@@ -14,7 +14,9 @@ from lit_transformer.command_options import (
     add_penalty_options,
     command_parser,
     device_of,
+    heeding_sigterm,
     positive,
+    sparing_memory,
 )
 from lit_transformer.errors import InputError
 from lit_transformer.translate_command import read_lines, tagged, written_to
@@ -27,19 +29,26 @@ def score_parser() -> argparse.ArgumentParser:
         "Says how likely a model finds translations: one number out for each pair of lines, in the same order.",
         "The number is that of translate --scores: the log probability of the translation over the length penalty.\n"
         "With --length_penalty 0 it is the log probability, with --penalty_kind power --length_penalty 1 its mean by\n"
-        "token. A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
-        "Compressed files are read and written too.\n\n"
+        "token. A source of more than --max_length tokens is cut there, and a target 50 tokens later, since translate\n"
+        "may write as many; a warning on standard error names the line. <unk> that a model of whole words wrote is\n"
+        "read as other tokens, so that the score of such a line is not the one that translate gave.\n"
+        "Compressed files are read and written too. If an error, Ctrl-C or SIGTERM comes before the end, finished\n"
+        "lines are kept beside --output, in NAME.partial.\n\n"
         "examples:\n"
         "  lit-transformer score runs/tiny --input noisy.en --target noisy.de --output noisy.scores\n"
         "  lit-transformer score runs/de_en --input candidates.de --target sources.en --length_penalty 0",
     )
     parser.add_argument("checkpoint", help=CHECKPOINT_HELP)
-    parser.add_argument("--input", required=True, metavar="FILE", help="file of source lines, UTF-8")
-    parser.add_argument("--target", required=True, metavar="FILE", help="file of their translations, line by line")
+    parser.add_argument(
+        "--input", required=True, metavar="FILE", help="file of source lines, UTF-8, or - for standard input"
+    )
+    parser.add_argument(
+        "--target", required=True, metavar="FILE", help="file of their translations, line by line, or -"
+    )
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     add_penalty_options(parser)
     parser.add_argument("--src_tag", metavar="TAG", help="put before each source line, as for translate")
-    parser.add_argument("--max_length", type=positive, default=512, help="longest line in tokens (default: 512)")
+    parser.add_argument("--max_length", type=positive, default=512, help="longest source in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="tokens in a batch (default: 4096)")
     add_device_option(parser)
     parser.set_defaults(precision="float32", engine="torch")
@@ -48,13 +57,15 @@ def score_parser() -> argparse.ArgumentParser:
 
 def score(options: argparse.Namespace) -> None:
     """Scores pairs of lines."""
+    if options.input == options.target == "-":
+        raise InputError("only one of --input and --target can be standard input; name a file for the other")
     with collecting_later():
         from lit_transformer.decoding import BeamSearch
         from lit_transformer.translator import Translator
     rule = BeamSearch(length_penalty=options.length_penalty, penalty_kind=options.penalty_kind)
     limits = {"max_length": options.max_length, "max_tokens": options.max_tokens}
     translator = Translator.from_pretrained(options.checkpoint, **limits).to(device_of(options))
-    with ExitStack() as stack:
+    with heeding_sigterm(), sparing_memory("use a smaller --max_tokens or --max_length"), ExitStack() as stack:
         sources = tagged(read_lines(stack, options.input), options.src_tag, translator.tokenizer.tags)
         targets = read_lines(stack, options.target, "--target")
         out = stack.enter_context(written_to(options.output))

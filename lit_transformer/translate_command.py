@@ -7,7 +7,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,9 @@ from lit_transformer.command_options import (
     device_of,
     finite,
     given_lines,
+    heeding_sigterm,
     positive,
+    sparing_memory,
     writing,
 )
 from lit_transformer.errors import InputError
@@ -45,9 +47,11 @@ def translate_parser() -> argparse.ArgumentParser:
         "translate",
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
         "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
-        "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
-        "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty, or with\n"
-        "--sample the log probability.\n"
+        "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1, where\n"
+        "predict counts from 0; with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the\n"
+        "length penalty, or with --sample the log probability.\n"
+        "--output appears when all is done. If an error, Ctrl-C or SIGTERM comes before, an old file stays as it is,\n"
+        "and finished lines are kept in NAME.partial beside it, or NAME.partial.gz for NAME.gz.\n"
         "--alignment writes a line for each line out: 2-3 says that word 3 of the translation comes from word 2 of\n"
         "the source, words counted from 0 between white space, tags left out (Pharaoh format).\n"
         "Files whose names end in .gz, .xz, .bz2 or .zst are read and written compressed; --input finds them without\n"
@@ -96,7 +100,8 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num_workers",
         type=positive,
-        help="processes that search side by side on the CPU (default: one for each core if there are many lines)",
+        help="processes that search side by side on the CPU (default: one for each core, up to 16, if there "
+        "are many lines)",
     )
     parser.add_argument(
         "--compile", action="store_true", help="compile decoding steps with the C compiler of this machine, for the CPU"
@@ -111,13 +116,13 @@ def translate(options: argparse.Namespace) -> None:
     for name in ("compile", "alignment", "sample"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
-    with collecting_later():
-        translator = _load(options)
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
-    if options.alignment and Path(options.alignment).absolute() == Path(options.output).absolute():
-        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
-    with ExitStack() as stack:
+    _check_files(options)
+    with collecting_later():
+        translator = _load(options)
+    remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
+    with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:
         given = given_lines(options.text) if options.text else read_lines(stack, options.input)
         lines = tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(written_to(options.output))
@@ -132,6 +137,26 @@ def translate(options: argparse.Namespace) -> None:
 
         alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuses alignments that would take the place of the source or of the translations."""
+    if options.alignment is None:
+        return
+    if _are_one_file(options.alignment, options.output):
+        raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
+    from lit_transformer.data.textfiles import plain_or_compressed
+
+    if options.input != "-" and _are_one_file(options.alignment, plain_or_compressed(options.input)):
+        raise InputError(f"--alignment would replace --input {options.input}; give it another file")
+
+
+def _are_one_file(name: str, other: str) -> bool:
+    """Whether what is written to one name takes the place of the other; a terminal or a pipe takes both."""
+    if name == other or "-" in (name, other):
+        return name == other
+    path = Path(name).resolve()
+    return path == Path(other).resolve() and (path.is_file() or not path.exists())
 
 
 def _load(options: argparse.Namespace) -> Translator:
@@ -273,7 +298,7 @@ def _told(stream: IO[bytes], name: str) -> Iterator[bytes]:
 
 @contextmanager
 def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
-    """Standard output, or a file that appears only when it is complete."""
+    """Standard output, or a file that appears only when it is complete; what an error cuts short is kept beside it."""
     from lit_transformer.checkpoints import replacing
     from lit_transformer.data.textfiles import compressing
 
@@ -284,8 +309,32 @@ def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
         yield sys.stdout
         sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
         return
-    with writing(name, option), replacing(Path(name)) as unfinished, compressing(unfinished, name) as file:
-        yield file
+    with ExitStack() as stack:
+        stack.enter_context(writing(name, option))
+        unfinished = stack.enter_context(replacing(Path(name)))
+        stack.enter_context(_keeping_lines(unfinished, Path(name)))
+        yield stack.enter_context(compressing(unfinished, name))
+
+
+@contextmanager
+def _keeping_lines(unfinished: Path, path: Path) -> Iterator[None]:
+    """Keeps the lines of a file that an error or a signal leaves unfinished, as ``news.de.partial`` for ``news.de``.
+
+    A compressed one is ``news.de.partial.gz``, so that it is read as such.
+    """
+    from lit_transformer.data.textfiles import COMPRESSED, whole_lines
+
+    try:
+        yield
+    except BaseException:
+        if unfinished != path and unfinished.exists() and (count := whole_lines(unfinished, path.name)):
+            whole = path.resolve()
+            ending = path.suffix if path.suffix in COMPRESSED else ""
+            kept = whole.with_name(f"{whole.name.removesuffix(ending)}.partial{ending}")
+            with suppress(OSError):  # what went wrong before is what must be told
+                unfinished.replace(kept)
+                logger.warning("finished lines, kept in %s: %d", kept, count)
+        raise
 
 
 def _with_progress(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
+from lit_transformer.errors import NoTranslationError
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import read_model, write_model
@@ -48,7 +50,7 @@ class Translator:
         precision: Of weights and arithmetic: ``float32``, ``bf16`` (on CPUs half the memory traffic; elsewhere
             automatic mixed precision) or ``int8`` (a quarter, CPUs only). The lower ones change a few words.
         num_workers: Processes that search side by side in ``translate``, on Linux and the CPU; 1 searches in this
-            process, None starts one for each core if there are many lines.
+            process, None starts one for each core, up to 16, if there are many lines.
         compile: Whether to compile decoding steps with the machine's C compiler: on CPUs and in ``float32`` or
             ``int8``, several times as fast for single sentences. Each process then searches on one core.
 
@@ -153,7 +155,8 @@ class Translator:
             if longest is not None and len(tgt[0]) - 1 > longest:
                 raise InputError(f"the target has {len(tgt[0]) - 1} tokens, and the network reads at most {longest}")
             return attention_of(self.network, self.tokenizer, src[0], tgt, source, [target])
-        found = self._decode(padded(src))[0]
+        with _naming(["the sentence"]):
+            found = self._decode(padded(src))[0]
         beams = [Translation(self._line(one), one.score) for one in found]
         tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
         return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
@@ -203,17 +206,24 @@ class Translator:
         Raises:
             InputError: If the network has no ``cross_attention``, or no such layer.
         """
-        written = self.max_length + getattr(self.search, "max_extra_length", 50) + 1  # BOS, and what a search may add
-        longest = min(written, self.network.max_length or written)
+        longest = self._longest_output(extra=1)  # BOS
         return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
         """Yields how likely the network finds each translation, in order and in constant memory, see ``PairScorer``.
 
+        Sources are cut to ``max_length`` tokens, and targets to as many as the search may write for these.
+
         Args:
             pairs: Source sentences and their translations.
         """
-        return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens)(pairs)
+        longest = self._longest_output()
+        return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens, longest)(pairs)
+
+    def _longest_output(self, extra: int = 0) -> int:
+        """How many tokens a search writes at most, EOS included, and ``extra`` ones, as far as the network goes."""
+        written = self.max_length + getattr(self.search, "max_extra_length", 50) + extra
+        return min(written, self.network.max_length or written)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""
@@ -236,7 +246,9 @@ class Translator:
         def results() -> Iterator[list[Translation]]:
             lines = [[Translation("", 0.0)] for _ in texts]
             for indices, wait in jobs:
-                for index, found in zip(indices, wait(), strict=True):
+                with _naming([f"line {start + index + 1}" for index in indices]):
+                    hypotheses = wait()
+                for index, found in zip(indices, hypotheses, strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
             yield from lines
 
@@ -300,6 +312,15 @@ class Translator:
     def _line(self, hypothesis: Hypothesis) -> str:
         """A hypothesis as text on one line."""
         return one_line(self.tokenizer.decode(hypothesis.tokens))
+
+
+@contextmanager
+def _naming(names: list[str]) -> Iterator[None]:
+    """Says which sentence has no translation, where a search knows rows of its batch alone."""
+    try:
+        yield
+    except NoTranslationError as error:
+        raise NoTranslationError(error.row, names[error.row]) from None
 
 
 def one_line(text: str) -> str:

@@ -6,8 +6,10 @@ import io
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from command_line import Finished, lit
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
-from lit_transformer import translate_command
+from lit_transformer import pair_scores, translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
@@ -240,9 +242,57 @@ def test_a_file_can_be_translated_in_place(tiny_run: Path, tmp_path: Path) -> No
     assert (tmp_path / "x").read_text() == "eins\nzwei\n"
 
 
+def test_alignments_do_not_take_the_place_of_another_file(tiny_run: Path, tmp_path: Path) -> None:
+    for name in ("source", "packed.gz", "target"):
+        (tmp_path / name).write_text("as it was\n")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "folder").mkdir()
+    for source, output, alignment, words in (
+        ("source", "target", "link", "--alignment and --output are both"),
+        ("source", "folder/../new", "new", "--alignment and --output are both"),
+        ("source", "target", "folder/../source", "--alignment would replace --input"),
+        ("packed", "target", "packed.gz", "--alignment would replace --input"),
+    ):
+        options = ("--input", tmp_path / source, "--output", tmp_path / output, "--alignment", tmp_path / alignment)
+        assert_one_sentence(translate(tiny_run, *options, status=1), words)
+    assert_one_sentence(translate(tiny_run, "one", "--alignment", "-", status=1), "--alignment and --output are both -")
+    assert {(tmp_path / name).read_text() for name in ("source", "packed.gz", "target")} == {"as it was\n"}
+    assert not (tmp_path / "new").exists()
+    translate(tiny_run, "--alignment", "-", "--output", tmp_path / "new", stdin="one\n")
+    assert (tmp_path / "new").read_text() == "eins\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
+def test_a_terminal_takes_translations_and_alignments(tiny_run: Path) -> None:
+    screen, terminal = os.openpty()
+    name = os.ttyname(terminal)
+    translate(tiny_run, "one", "--output", name, "--alignment", f"/dev/../{name}")
+    shown = b""
+    while b"0-0" not in shown:
+        shown += os.read(screen, 1 << 20)
+    os.close(terminal)
+    os.close(screen)
+    assert b"eins" in shown
+
+
 def test_output_may_be_a_device(tiny_run: Path) -> None:
     translate(tiny_run, "one", "--output", os.devnull)
     assert not Path(os.devnull).is_file()
+
+
+def breaking_off(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """Lets a signal come when the fifth line is read, and has four translated by then."""
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+    told = translate_command._told
+
+    def interrupted(*source: Any) -> Iterator[bytes]:
+        for place, line in enumerate(told(*source), 1):
+            if place == 5:
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)  # as timeout(1) does
+            yield line
+
+    monkeypatch.setattr(translate_command, "_told", interrupted)
 
 
 @pytest.mark.parametrize("old", [None, "what was there\n"])
@@ -254,14 +304,98 @@ def test_an_error_midway_leaves_the_output_as_it_was(
     if old is not None:
         output.write_text(old)
     finished = translate(tiny_run, "--output", output, stdin=b"one\ntwo\nred\nblue\n\xff\n", status=1)
-    assert_one_sentence(finished, "line 5 of standard input is not valid UTF-8")
+    kept = tmp_path / "out.txt.partial"
+    assert finished.err.splitlines() == [
+        f"finished lines, kept in {kept}: 4",
+        "lit-transformer: line 5 of standard input is not valid UTF-8; convert the text to UTF-8 first",
+    ]
     assert (output.read_text() if output.exists() else None) == old
-    assert len(list(tmp_path.iterdir())) == (old is not None)
+    assert kept.read_text() == "eins\nzwei\nrot\nblau\n"
+    assert len(list(tmp_path.iterdir())) == 1 + (old is not None)
+
+
+@pytest.mark.parametrize(
+    ("ending", "library"), [("", ""), (".gz", "gzip"), (".xz", "lzma"), (".bz2", "bz2"), (".zst", "zstandard")]
+)
+def test_sigterm_keeps_finished_lines_in_a_file_that_can_be_read(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, library: str
+) -> None:
+    opened = pytest.importorskip(library).open if library else open
+    breaking_off(monkeypatch, signal.SIGTERM)
+    before, kept = signal.getsignal(signal.SIGTERM), tmp_path / f"out.partial{ending}"
+    finished = translate(tiny_run, "--output", tmp_path / f"out{ending}", stdin=b"one\n" * 9, status=143)
+    assert finished.err == f"finished lines, kept in {kept}: 4\nlit-transformer: stopped by SIGTERM\n"
+    assert [path.name for path in tmp_path.iterdir()] == [kept.name]
+    with opened(kept, "rt", encoding="utf-8") as file:
+        assert file.read() == "eins\n" * 4
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_keeps_finished_lines(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_off(monkeypatch, signal.SIGINT)
+    finished = translate(tiny_run, "--output", tmp_path / "out", stdin=b"one\n" * 9, status=130)
+    assert finished.err.endswith("lit-transformer: stopped by the keyboard\n")
+    assert (tmp_path / "out.partial").read_text() == "eins\n" * 4
+
+
+def test_nothing_is_left_where_no_line_was_finished(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.partial.gz").write_text("of an earlier run")
+    finished = translate(tiny_run, "--output", tmp_path / "out.gz", stdin=b"one\n\xff\n", status=1)
+    assert_one_sentence(finished, "line 2 of standard input is not valid UTF-8")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial.gz"]
+    assert (tmp_path / "out.partial.gz").read_text() == "of an earlier run"
+
+
+def test_links_are_kept_beside_what_they_name(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    breaking_off(monkeypatch, signal.SIGTERM)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "there" / "real")
+    translate(tiny_run, "--output", tmp_path / "out", stdin=b"one\n" * 9, status=143)
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.partial"]
 
 
 def test_lines_before_an_error_reach_standard_output(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translator_file, "_WINDOW", 2)
     assert translate(tiny_run, stdin=b"one\ntwo\n\xff\n", status=1).out == "eins\nzwei\n"
+
+
+class TooLarge(BeamSearch):
+    """Asks for more memory than any machine has, or as a GPU that is full."""
+
+    def __init__(self, device: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.device = device
+
+    def __call__(self, network: Any, src: torch.Tensor) -> Any:
+        if self.device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "words"),
+    [
+        ("cuda", [], "the device has too little memory for this: use a smaller --max_tokens, --beam_size or --max_le"),
+        ("cpu", ["--sample"], "this machine has too little memory for this: use a smaller --max_tokens, --n_best or "),
+        ("cpu", ["--num_workers", "2"], "this machine has too little memory for this: use a smaller --max_tokens"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, device: str, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr(translate_command, "_search", lambda _: TooLarge(device))
+    assert_one_sentence(translate(tiny_run, "one", *options, status=1), words)
+
+
+def test_too_little_memory_in_other_commands(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "one").write_text("one\n")
+    monkeypatch.setattr(pair_scores, "padded", lambda _: torch.empty(2**60, dtype=torch.uint8))
+    finished = lit("score", tiny_run, "--input", tmp_path / "one", "--target", tmp_path / "one")
+    assert_one_sentence(finished, "too little memory for this: use a smaller --max_tokens or --max_length")
+    monkeypatch.setattr(translator_file, "padded", lambda _: torch.empty(2**60, dtype=torch.uint8))
+    assert_one_sentence(lit("attention", tiny_run, "one"), "use a smaller --n_best, or a shorter sentence")
 
 
 # What translate refuses
@@ -390,7 +524,8 @@ def test_a_reader_of_alignments_that_has_gone_is_not_blamed_on_the_output(tiny_r
         assert process.stdout is not None
         process.stdout.close()
         _, err = process.communicate(b"one\n" * 20)
-    assert err == b""
+    assert err.decode() == f"finished lines, kept in {output}.partial: 20\n"
+    assert Path(f"{output}.partial").read_text() == "eins\n" * 20
 
 
 def test_a_reader_that_has_gone_is_no_error(tiny_run: Path) -> None:
@@ -526,9 +661,33 @@ def test_files_of_different_length_are_refused(tiny_run: Path, tmp_path: Path) -
         finished = lit("score", tiny_run, *options)
         assert finished.status == 1
         assert_one_sentence(finished, f"should have as many lines, but {tmp_path / 'one'} ends before line 2")
-        assert not (tmp_path / "out").exists()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
     finished = lit("score", tiny_run, "--input", tmp_path / "two", "--target", tmp_path / "gone")
     assert_one_sentence(finished, f"--target {tmp_path / 'gone'} cannot be read")
+
+
+def test_one_side_of_the_pairs_may_be_standard_input(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "tgt").write_text("eins\n")
+    assert lit("score", tiny_run, "--input", "-", "--target", tmp_path / "tgt", stdin="one\n").status == 0
+    finished = lit("score", tiny_run, "--input", "-", "--target", "-", stdin="one\neins\n")
+    assert (finished.status, finished.out) == (1, "")
+    assert_one_sentence(finished, "only one of --input and --target can be standard input")
+
+
+def test_scores_before_an_error_are_kept(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_scores, "_WINDOW", 1)
+    (tmp_path / "src").write_text("one\ntwo\nred\n")
+    (tmp_path / "tgt").write_bytes(b"eins\nzwei\n\xff\n")
+    finished = lit("score", tiny_run, "--input", tmp_path / "src", "--target", tmp_path / "tgt", "--output", "-")
+    options = ("--input", tmp_path / "src", "--target", tmp_path / "tgt", "--output", tmp_path / "scores")
+    assert lit("score", tiny_run, *options).status == 1
+    assert finished.out.count("\n") == 2
+    assert (tmp_path / "scores.partial").read_text() == finished.out
+    breaking_off(monkeypatch, signal.SIGTERM)
+    for name in ("src", "tgt"):
+        (tmp_path / name).write_text("one\n" * 9)
+    assert lit("score", tiny_run, *options).status == 143
+    assert (tmp_path / "scores.partial").read_text().count("\n") == 4
 
 
 def test_help_pages_show_examples_and_every_option(tiny_run: Path) -> None:

@@ -12,6 +12,9 @@ from tiny_run import tiny_run as tiny_run
 from torch.nn import functional as F
 
 from lit_transformer import pair_scores
+from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding.search import output_caps
+from lit_transformer.interfaces import Hypothesis, TranslationNetwork
 from lit_transformer.translator import Translator
 
 PAIRS = list(zip(sentences(12, seed=5), sentences(12, seed=6), strict=True))
@@ -53,11 +56,37 @@ def test_lines_without_text(translator: Translator) -> None:
 
 def test_what_is_too_long_is_cut_and_told(translator: Translator, caplog: pytest.LogCaptureFixture) -> None:
     translator.max_length, long = 4, "one two three one two three"
+    translator.search = BeamSearch(max_extra_length=1)
     with caplog.at_level(logging.WARNING):
         (found,) = translator.score([(long, "eins zwei eins zwei eins zwei")])
-    assert found.length == 4
+    assert found.length == 5
     assert any("source line 1 has" in line and "is cut to 4" in line for line in caplog.messages)
-    assert any("target line 1 has" in line and "is cut to 4" in line for line in caplog.messages)
+    assert any("target line 1 has" in line and "is cut to 5" in line for line in caplog.messages)
+
+
+def test_what_translate_writes_is_scored_whole(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class AtLength(GreedySearch):
+        """Writes as many tokens as it may."""
+
+        def __call__(self, network: TranslationNetwork, src: torch.Tensor) -> list[list[Hypothesis]]:
+            (cap,) = output_caps(network, src, self.max_extra_length).tolist()
+            word = translator.tokenizer.encode_tgt(["eins"])[0][1:-1]
+            return [[Hypothesis((word * cap)[: cap - 1], 0.0, 0.0)]]
+
+    translator = Translator.from_pretrained(tiny_run, search=AtLength(), max_length=4)
+    ((best,),) = translator.translate(["one two"])
+    (found,) = translator.score([("one two", best.text)])
+    expected = by_hand(translator, "one two", best.text)
+    assert (found.log_prob, found.length) == (pytest.approx(expected[0], rel=1e-4), expected[1])
+    assert found.length > 50
+    assert not caplog.messages
+
+
+def test_targets_stay_within_the_network(translator: Translator, caplog: pytest.LogCaptureFixture) -> None:
+    longest = translator.network.max_length
+    assert longest == 64
+    (found,) = translator.score([("one", "eins " * 99)])
+    assert found.length == longest
 
 
 def test_dropout_rests_and_training_goes_on(translator: Translator) -> None:

@@ -29,8 +29,9 @@ from lit_transformer import translator as translator_file
 from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding.search import require_finite
 from lit_transformer.decoding.workers import possible_workers
-from lit_transformer.interfaces import InputError, SentencePair, Translation, TranslationBatch
+from lit_transformer.interfaces import Hypothesis, InputError, SentencePair, Translation, TranslationBatch
 from lit_transformer.model_files import build_network
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
@@ -539,6 +540,27 @@ def test_a_worker_that_dies_is_named(tiny_run: Path) -> None:
         Translator.from_pretrained(tiny_run, search=Fatal(), num_workers=2)(["one"])
 
 
+@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.skipif("sys.platform != 'linux'"))])
+def test_a_line_without_translation_is_named(tiny_run: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    class Blind(GreedySearch):
+        """Has no number for what begins with red."""
+
+        def __call__(self, network: Any, src: Any) -> Any:
+            found = super().__call__(network, src)
+            broken = [Hypothesis([], float("nan"), float("nan"))]
+            red = src[:, 0] == translator.tokenizer.encode_src(["red"])[0][0]
+            return require_finite([broken if bad else row for bad, row in zip(red.tolist(), found, strict=True)])
+
+    monkeypatch.setattr(translator_file, "_WINDOW", 3)
+    translator = Translator.from_pretrained(tiny_run, search=Blind(), num_workers=num_workers)
+    found = translator.translate(["one", "two", "blue", "one two two", "", "red", "one"])
+    assert [next(found)[0].text for _ in range(3)] == ["eins", "zwei", "blau"]
+    with pytest.raises(InputError, match=r"^network gave line 6 no translation of finite log_prob"):
+        next(found)
+    with pytest.raises(InputError, match=r"^network gave the sentence no translation"):
+        translator.attention("red")
+
+
 def test_workers_are_started_for_many_lines_only(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translator_file, "possible_workers", lambda: 3)
     translator = Translator.from_pretrained(tiny_run)
@@ -595,7 +617,10 @@ def test_bfloat16_on_a_cpu_that_has_none_is_told_once(
     ("files", "words"),
     [
         ({"config.json": '{"model_type": "marian"}', "model.safetensors": ""}, "lit-transformer import first"),
-        ({"config.json": "{}", "model.bin": "", "shared_vocabulary.json": "[]"}, "add --engine ctranslate2"),
+        (
+            {"config.json": "{}", "model.bin": "", "shared_vocabulary.json": "[]"},
+            "here the checkpoint that it was made of",
+        ),
         ({"config.json": "{}", "encoder.onnx": ""}, "cannot be read back"),
     ],
     ids=["huggingface", "ctranslate2", "onnx"],
@@ -725,8 +750,25 @@ def _translate_many(run: Path) -> list[str]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
+@pytest.mark.parametrize(
+    ("quota", "workers"),
+    [("max 100000", 16), ("200000 100000", 2), ("250000 100000", 3), ("5000 100000", 1), ("9900000 100000", 16),
+     ("", 16), (None, 16)],
+)  # fmt: skip
+def test_a_container_with_a_quota_has_fewer_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, workers: int
+) -> None:
+    monkeypatch.setattr("lit_transformer.decoding.workers.os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("lit_transformer.decoding.workers._QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    assert possible_workers() == workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")
 def test_a_daemonic_process_searches_by_itself(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_transformer.decoding.workers.os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("lit_transformer.decoding.workers._QUOTA", Path("there/is/none"))
     assert possible_workers() == 2
     monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
     assert possible_workers() == 1

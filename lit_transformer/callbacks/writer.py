@@ -167,6 +167,7 @@ class TranslationWriter(Callback):
         output_path: File to write, UTF-8, compressed if its name ends in ``.gz``, ``.xz``, ``.bz2`` or ``.zst``. Its
             folder is made if need be; an old file is replaced.
         n_best: How many translations of each sentence are written at most; the module's search must return as many.
+            Above 1 each line begins with the sentence's number, from 0, where ``translate --n_best`` counts from 1.
         scores: Whether the length-normalised log probability (nats) stands before each translation.
 
     Raises:

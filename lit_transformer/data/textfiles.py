@@ -10,7 +10,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
@@ -218,6 +218,22 @@ def find_aligned(prefix: str, src: str, tgt: str | None) -> FilePair | None:
 def plain_or_compressed(path: str) -> str:
     """The path itself, or if there is no such file that of the same file compressed."""
     return (None if is_address(path) else _with_any_ending(path)) or path
+
+
+def whole_lines(path: Path, name: str) -> int:
+    """How many lines of a file end in a line feed, up to where it breaks off if it does.
+
+    Args:
+        path: The file.
+        name: What it will be called, which says whether it is compressed.
+    """
+    codec, count = _codec(name), 0
+    with path.open("rb") as raw:
+        file = raw if codec is None else _Inflated(raw, codec)
+        with suppress(*_BROKEN):
+            while block := file.read(_BLOCK):
+                count += block.count(b"\n")
+    return count
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
+from lit_transformer.errors import NoTranslationError
+from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
 _CHUNK = 64  # numbers looked at together by ``likeliest``
@@ -118,15 +119,12 @@ def require_finite(hypotheses: list[list[Hypothesis]]) -> list[list[Hypothesis]]
     """Hands the hypotheses through if every sentence has one and all are possible.
 
     Raises:
-        InputError: If a sentence has no hypothesis or one whose log probability is not finite, which happens
+        NoTranslationError: If a sentence has no hypothesis or one whose log probability is not finite, which happens
             when the network's scores are NaN, as after a training that diverged, or rule out every translation.
     """
     for row, found in enumerate(hypotheses):
         if not found or not all(math.isfinite(hypothesis.log_prob) for hypothesis in found):
-            raise InputError(
-                f"network gave src row {row} no translation of finite log_prob; its logits hold NaN or infinite "
-                "numbers, perhaps because the training diverged: take an earlier checkpoint"
-            )
+            raise NoTranslationError(row)
     return hypotheses
 
 

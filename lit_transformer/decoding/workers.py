@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,17 +23,35 @@ from lit_transformer.interfaces import Hypothesis, InputError, TranslationNetwor
 _Found = list[list[Hypothesis]]
 _Searches = Callable[[TranslationNetwork, Tensor], list[list[Hypothesis]]]  # as a Search is called
 _MOST = 16  # workers that are started without being asked for
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container that this process runs in
 _searcher: Callable[[Tensor], _Found]  # of a worker process
 
 
 def possible_workers() -> int:
-    """How many workers can search side by side: one for each core that this process may use, on Linux only.
+    """How many workers can search side by side: one for each core that this process may use, up to 16, on Linux only.
 
-    One in a daemonic process, such as those of ``multiprocessing.Pool``: it may have no children.
+    A container with a quota may use as many cores as that pays for. One worker in a daemonic process, such as those of
+    ``multiprocessing.Pool``: it may have no children.
     """
-    if multiprocessing.current_process().daemon:
+    if multiprocessing.current_process().daemon or sys.platform != "linux":
         return 1
-    return min(len(os.sched_getaffinity(0)), _MOST) if sys.platform == "linux" else 1
+    return min(len(os.sched_getaffinity(0)), cores_of_quota(_QUOTA) or _MOST, _MOST)
+
+
+def cores_of_quota(file: Path) -> int | None:
+    """How many cores a container's quota keeps busy, a started one counting as whole; None if there is none.
+
+    Args:
+        file: ``cpu.max`` of cgroup v2: microseconds in each period, or ``max``, and the period.
+
+    Example:
+        >>> cores_of_quota(Path("there/is/none"))
+    """
+    try:
+        quota, period = file.read_text().split()
+        return math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):  # "max" is no number
+        return None
 
 
 class SearchWorkers:
@@ -99,7 +119,8 @@ def _waiter(future: Future[_Found]) -> Callable[[], _Found]:
 def _begin(search: _Searches, network: TranslationNetwork, parent: int) -> None:
     """Makes a forked process a worker: one thread, and no life of its own when the parent or the user stops."""
     global _searcher
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent speaks
+        signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _searcher = lambda src: search(network, src)  # noqa: E731

@@ -46,6 +46,8 @@ _MANY = 256  # lines from which on each core translates batches of its own
 def load_translator(path: str | Path, engine: Engine = "torch", **options: Any) -> Translator:
     """A translator of the engine that is asked for; both give the same translations.
 
+    CTranslate2 does not draw translations at random, and neither aligns nor scores nor shows attention.
+
     Args:
         path: What ``Translator.from_pretrained`` takes; for ``ctranslate2`` also a folder that was exported for it.
         engine: ``torch``, or ``ctranslate2``, which needs its extra; the README says which is faster for what.
@@ -73,11 +75,12 @@ class CTranslate2Translator(Translator):
         max_tokens: Budget of a batch, in source tokens with padding.
         max_length: Longer source sentences are cut to this many tokens, EOS included, with a warning.
         precision: Of weights and arithmetic, as far as the processor has it.
-        num_workers: Batches that are translated side by side; None takes one for each core if there are many lines.
+        num_workers: Batches that are translated side by side; None takes one for each core, up to 16, if there are
+            many lines.
 
     Raises:
         ValueError: If a number is below 1, or there is no such precision.
-        CheckpointError: If the folder is not complete.
+        CheckpointError: If the folder is not complete; once it translates, if CTranslate2 cannot load the model.
         InputError: If the package ctranslate2 is missing, the search is of another kind, or the processor lacks the
             precision.
     """
@@ -176,7 +179,12 @@ class CTranslate2Translator(Translator):
                     f"{self.folder} is gone, as when the checkpoint that it was made from has changed; load it again"
                 )
             self._engines.clear()  # a second one would hold the weights again
-            self._engines[threads] = self._package.Translator(
+            self._engines[threads] = self._loaded(threads, compute_type)
+        return self._engines[threads]
+
+    def _loaded(self, threads: int, compute_type: str) -> Any:
+        try:
+            return self._package.Translator(
                 str(self.folder),
                 device=self._device_name,
                 device_index=self._device_index,
@@ -185,7 +193,12 @@ class CTranslate2Translator(Translator):
                 intra_threads=max(1, torch.get_num_threads() // threads),
                 max_queued_batches=-1,
             )
-        return self._engines[threads]
+        except (RuntimeError, ValueError) as error:  # of a file that names no model, or no text
+            is_ours = (self.folder / _SOURCE_FILE).is_file()
+            remedy = "remove the folder, and it is made anew" if is_ours else "export it again"
+            raise CheckpointError(
+                f"{self.folder} cannot be loaded by CTranslate2: {error}; if it is damaged, {remedy}"
+            ) from None
 
     def _later(self, src: Tensor) -> Callable[[], list[list[Hypothesis]]]:
         """Hands a batch ``(B, S)`` to the engine at once; the result is waited for when it is called."""

@@ -294,3 +294,30 @@ def test_what_the_engine_cannot_do_is_one_sentence(
     said = lit("translate", tiny_run, "one cat", "--engine", "ctranslate2")
     assert said.status == 1
     assert said.err == 'lit-transformer: CTranslate2 needs a package: pip install "lit-transformer[ctranslate2]"\n'
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 99, None])
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, content: bytes | None) -> None:
+    pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
+    export_ctranslate2(Translator(random_network(), trained_tokenizer()), tmp_path / "fast")
+    model = tmp_path / "fast" / "model.bin"
+    good = model.read_bytes()
+    model.write_bytes(good[:100] + b"\xff" * 40 + good[140:] if content is None else content)  # names that are no text
+    finished = lit("translate", tmp_path / "fast", "<2ko> I love cats", "--engine", "ctranslate2")
+    assert finished.status == 1
+    assert finished.err.startswith(f"lit-transformer: {tmp_path / 'fast'} cannot be loaded by CTranslate2: ")
+    assert finished.err.endswith("; if it is damaged, export it again\n")
+    assert finished.err.count("\n") == 1
+
+
+def test_a_damaged_conversion_is_to_be_removed(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = converted(tiny_run)
+    (folder / "model.bin").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=f"{folder} cannot be loaded .*; if it is damaged, remove the folder, and"
+    ):
+        load_translator(tiny_run, "ctranslate2")("one")
+    shutil.rmtree(folder)
+    assert load_translator(tiny_run, "ctranslate2")("one cat") == ["eins Katze"]
