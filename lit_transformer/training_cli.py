@@ -30,6 +30,7 @@ from lit_transformer.callbacks.progress import TrainingProgress
 from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
+from lit_transformer.command_options import sparing_memory
 from lit_transformer.data import SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.defaults import (
@@ -51,6 +52,9 @@ from lit_transformer.quiet import quieten_lightning
 
 logger = logging.getLogger(__name__)
 
+_LESS_MEMORY = (
+    "lower data.max_tokens, and raise trainer.accumulate_grad_batches as many times, if a step is to keep its tokens"
+)
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 
 
@@ -393,7 +397,8 @@ class TranslationCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; what failed before there was anything to log takes its folder of logs away."""
         try:
-            super()._run_subcommand(subcommand)
+            with sparing_memory(_LESS_MEMORY):
+                super()._run_subcommand(subcommand)
         except InputError:
             log = self.trainer.logger
             if isinstance(log, CSVLogger) and self.trainer.is_global_zero and not list(Path(log.log_dir).glob("*.csv")):

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from command_line import Finished, lit, tiny_project
 
-from lit_transformer import SentencePair, SubwordTokenizer, Translator
+from lit_transformer import LitTransformer, SentencePair, SubwordTokenizer, Translator
 from lit_transformer.callbacks import write_averaged_checkpoint
 
 FIT = "fit --config tiny.yaml --trainer.default_root_dir bad"
@@ -236,6 +237,18 @@ def test_a_mistake_gives_one_sentence(case: Case, project: Path, monkeypatch: py
     try:
         check_sentence(finished, case.words)
         check_nothing_written(project, before)
+    finally:
+        shutil.rmtree(project / "bad", ignore_errors=True)
+
+
+def test_too_little_memory_names_what_needs_less(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(LitTransformer, "training_step", full)
+    try:
+        check_sentence(lit(*FIT.split()), ("too little memory", "lower data.max_tokens", "accumulate_grad_batches"))
     finally:
         shutil.rmtree(project / "bad", ignore_errors=True)
 
