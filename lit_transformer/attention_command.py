@@ -67,7 +67,7 @@ def attention(options: argparse.Namespace) -> None:
     from lit_transformer.plotting import PIXELS_PER_INCH, draw_attention, split_ending
     from lit_transformer.translator import Translator
 
-    given_lines([options.source, options.target or ""])
+    options.source, options.target = given_lines([options.source, options.target or ""])
     stem, _, picture = split_ending(options.output)
     search = BeamSearch(beam_size=max(4, options.n_best), n_best=options.n_best)
     translator = Translator.from_pretrained(options.checkpoint, search=search)

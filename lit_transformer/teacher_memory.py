@@ -42,7 +42,10 @@ class TeacherMemory:
     def _learn(self, keys: list[bytes], batch: TranslationBatch) -> None:
         tokens, probs = self.ask(batch, self.top_k)
         lengths = (batch.labels != PAD_ID).sum(1).tolist()
-        parts = torch.split(tokens.to("cpu", torch.int32), lengths), torch.split(probs.to("cpu", torch.float16), lengths)
+        parts = (
+            torch.split(tokens.to("cpu", torch.int32), lengths),
+            torch.split(probs.to("cpu", torch.float16), lengths),
+        )
         self._known.update((key, pair) for key, *pair in zip(keys, *parts, strict=True))
 
 

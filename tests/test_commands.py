@@ -409,6 +409,9 @@ def test_bad_text_is_named(tiny_run: Path, tmp_path: Path) -> None:
     assert_one_sentence(finished, "line 1 of standard input is not valid UTF-8", "zcat")
     finished = translate(tiny_run, "one", os.fsdecode(b"M\xfcller"), status=1)
     assert_one_sentence(finished, "sentence 2 of the command line is not valid UTF-8")
+    finished = translate(tiny_run, "one\ntwo", status=1)
+    assert_one_sentence(finished, "sentence 1 of the command line has several lines; give each as a sentence")
+    assert translate(tiny_run, "one\n").out == translate(tiny_run, "one").out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a file that cannot be read to its end")

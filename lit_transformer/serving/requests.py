@@ -133,7 +133,7 @@ def job_of(fields: Any, limits: Limits) -> Job:
         _refuse("the text is empty; give a sentence to look at")
     if src_tag is not None:
         _check_text('"src_tag"', src_tag, limits)
-    return Job(tuple(texts), n_best, src_tag, attention)
+    return Job(tuple(text.strip("\r\n") for text in texts), n_best, src_tag, attention)
 
 
 def attention_job(query: bytes, limits: Limits) -> Job:
@@ -155,7 +155,13 @@ def attention_job(query: bytes, limits: Limits) -> Job:
     if not fields["text"].strip():
         _refuse("the text is empty; give a sentence to look at")
     n_best = _number(_whole(fields["n_best"]), limits) if "n_best" in fields else min(_CANDIDATES, limits.max_n_best)
-    return Job((fields["text"],), n_best, fields.get("src_tag"), as_page=True, target=fields.get("target") or None)
+    return Job(
+        (fields["text"].strip("\r\n"),),
+        n_best,
+        fields.get("src_tag"),
+        as_page=True,
+        target=fields.get("target") or None,
+    )
 
 
 def _content(body: bytes) -> Any:
@@ -204,6 +210,8 @@ def _check_text(name: str, text: Any, limits: Limits) -> None:
         _refuse(f"{name} should be a string, got {_kind(text)}")
     if len(text) > limits.max_characters:
         _refuse(f"{name} has {len(text)} characters; at most {limits.max_characters} are taken, so cut it")
+    if re.search("[\r\n]", text.strip()):  # models read single lines, and have never seen a break
+        _refuse(f'{name} has several lines; give a single one, or each line as one of "texts"')
     if any("\ud800" <= character <= "\udfff" for character in text):
         _refuse(f"{name} holds half of a character (a lone surrogate), which is no text")
 

@@ -206,6 +206,11 @@ def test_every_answer_carries_the_headers_of_safety(app: ServingApp, request_: t
     assert int(answer.headers["content-length"]) == len(answer.body)
 
 
+def test_a_line_break_at_the_end_is_no_part_of_the_text(app: ServingApp) -> None:
+    (broken, plain) = run(app, post({"text": "cats\n"}), post({"text": "cats"}))
+    assert broken.content == plain.content
+
+
 def test_health_and_info(app: ServingApp) -> None:
     health, info = run(app, ("GET", "/health"), ("GET", "/info"))
     assert health.content == {"status": "ok", "workers": 1}
@@ -310,6 +315,8 @@ BAD_BODIES = [
     (b'{"texts": ["a", "b", "c", "d"]}', 422, "got 4"),
     (b'{"texts": ["a", {}]}', 422, 'text 2 of "texts" should be a string, got an object'),
     (b'{"text": "\\ud800"}', 422, "surrogate"),
+    (b'{"text": "a\\nb"}', 422, 'has several lines; give a single one, or each line as one of "texts"'),
+    (b'{"texts": ["a", "a\\r\\n b"]}', 422, 'text 2 of "texts" has several lines'),
     (b'{"text": "' + b"x" * 700 + b'"}', 422, "at most 640"),
     (b'{"text": "' + b"q z " * 100 + b'"}', 422, "at most 40 are taken"),
     (b'{"text": "a", "n_best": 0}', 422, "between 1 and 4"),
