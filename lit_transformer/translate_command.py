@@ -17,6 +17,7 @@ from lit_transformer.cli import collecting_later
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     add_engine_options,
+    add_extra_length_option,
     add_penalty_options,
     command_parser,
     device_of,
@@ -44,7 +45,8 @@ def translate_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "translate",
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
-        "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
+        "A line of more than --max_length tokens is cut there, and a warning on standard error names it; one whose\n"
+        "translation is as long as --max_extra_length allows, and so may lack its end, is named too.\n"
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1;\n"
         "with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the length penalty, or with\n"
         "--sample the log probability.\n"
@@ -66,6 +68,7 @@ def translate_parser() -> argparse.ArgumentParser:
         "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
     )
     add_penalty_options(parser)
+    add_extra_length_option(parser)
     parser.add_argument(
         "--src_tag",
         metavar="TAG",
@@ -210,7 +213,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
             if getattr(options, name) != usual(name):
                 raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
         try:
-            return SamplingSearch(n_best=options.n_best, **given)
+            return SamplingSearch(n_best=options.n_best, max_extra_length=options.max_extra_length, **given)
         except ValueError as error:
             raise InputError(f"--{error}") from None
     if given:
@@ -219,7 +222,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
     penalty = {"length_penalty": options.length_penalty, "penalty_kind": options.penalty_kind}
-    return BeamSearch(beam_size=beam_size, n_best=options.n_best, **penalty)
+    return BeamSearch(beam_size, max_extra_length=options.max_extra_length, n_best=options.n_best, **penalty)
 
 
 def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:

@@ -52,10 +52,16 @@ class Translator:
         compile: Whether to compile decoding steps with the machine's C compiler: on CPUs and in ``float32`` or
             ``int8``, several times as fast for single sentences. Each process then searches on one core.
 
+    Attributes:
+        names_lines: Whether ``translate`` warns, by their numbers, of lines whose translation is as long as the search
+            allows, so that it may lack its end.
+
     Raises:
         ValueError: If ``max_tokens``, ``max_length`` or ``num_workers`` is below 1, or there is no such precision.
         CheckpointError: If the tokenizer has ids that the network does not know.
     """
+
+    names_lines = True
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class Translator:
         self.compile = compile
         self._prepared: Prepared | None = None
         self.max_length = min(max_length, network.max_length or max_length)
+        self._longest = network.max_length
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> Translator:
@@ -235,9 +242,15 @@ class Translator:
 
         def results() -> Iterator[list[Translation]]:
             lines = [[Translation("", 0.0)] for _ in texts]
+            at_cap: dict[int, int] = {}  # by the number of the line
             for indices, wait in jobs:
                 for index, found in zip(indices, wait(), strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
+                    cap = self._cap(lengths[index])
+                    if self.names_lines and any(len(one.tokens) + 1 == cap for one in found):
+                        at_cap[start + index + 1] = cap
+            for number, cap in sorted(at_cap.items()):
+                logger.warning("line %d: the translation was closed at %d tokens, the longest allowed", number, cap)
             yield from lines
 
         return results()
@@ -249,6 +262,13 @@ class Translator:
                 logger.warning("line %d has %d tokens and is cut to %d", start + number + 1, len(row), self.max_length)
                 row[self.max_length - 1 :] = row[-1:]  # keeps the EOS at the end
         return rows
+
+    def _cap(self, length: int) -> int:
+        """Tokens, EOS included, that a translation of ``length`` tokens may have; 0 if the search tells no bound."""
+        extra: int | None = getattr(self.search, "max_extra_length", None)
+        if extra is None:
+            return 0
+        return min(length + extra, self._longest or length + extra)
 
     @property
     def _max_rows(self) -> int:

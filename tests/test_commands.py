@@ -142,6 +142,23 @@ def test_a_line_of_5000_words_is_cut_as_the_help_says(tiny_run: Path) -> None:
     assert "line 1 has 4 tokens and is cut to 3" in translate(tiny_run, "--max_length", 3, "one two red").err
 
 
+@pytest.mark.parametrize("options", [["--beam_size", "1"], [], ["--n_best", "2"]])
+def test_translations_as_long_as_allowed_are_named(tiny_run: Path, options: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in ["", *LINES])
+    finished = translate(tiny_run, "--max_extra_length", "1", *options, stdin=text)
+    tokenizer, out = Translator.from_pretrained(tiny_run).tokenizer, finished.out.splitlines()
+    numbered = [line.split("\t")[0::2] for line in out] if "--n_best" in options else enumerate(out, 1)
+    said = []
+    for number, found in numbered:
+        cap = len(tokenizer.encode_src([["", *LINES][int(number) - 1]])[0]) + 1
+        size = len(tokenizer.encode_tgt([found])[0]) - 1  # no BOS
+        assert size <= cap or not found
+        line = f"line {number}: the translation was closed at {cap} tokens, the longest allowed"
+        said += [line] if size == cap and line not in said else []
+    assert [line.removeprefix("lit-transformer: ") for line in finished.err.splitlines()] == said
+    assert 0 < len(said) < len(LINES)
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
 def test_a_person_at_the_keyboard_is_told_how_to_end(
     tiny_run: Path,
@@ -198,6 +215,7 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
     text = "".join(f"{line}\n" for line in LINES)
     for options, search in (
         (["--beam_size", "1"], {"beam_size": 1}),
+        (["--max_extra_length", "0"], {"max_extra_length": 0}),
         (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
         (["--penalty_kind", "power", "--length_penalty", "-3"], {"penalty_kind": "power", "length_penalty": -3.0}),
     ):

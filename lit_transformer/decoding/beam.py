@@ -62,7 +62,7 @@ class BeamSearch(Search):
     never narrows the beam. Finished hypotheses are ranked by ``score``. A sentence is done when ``is_finished``
     says so, by default when no open hypothesis can still get among its ``n_best`` best; done sentences leave the
     batch. At its cap (see :func:`output_caps`) a hypothesis can only be closed, with the log probability that the
-    network gives to EOS there: every hypothesis ends in EOS, and none is cut.
+    network gives to EOS there. So every hypothesis ends in EOS, but one that reaches its cap may lack its end.
 
     A beam of one is greedy search: there the first EOS ends the sentence.
 

@@ -190,8 +190,7 @@ class CTranslate2Translator(Translator):
     def _later(self, src: Tensor) -> Callable[[], list[list[Hypothesis]]]:
         """Hands a batch ``(B, S)`` to the engine at once; the result is waited for when it is called."""
         rows = [[self._tokens[number] for number in row if number != PAD_ID] for row in src.tolist()]
-        extra: int = self.search.max_extra_length  # type: ignore[attr-defined]
-        caps = [min(len(row) + extra, self._longest) for row in rows]
+        caps = [self._cap(len(row)) for row in rows]
         futures = self._translate(rows, max(caps) - 1, asynchronous=True)
 
         def wait() -> list[list[Hypothesis]]:

@@ -127,8 +127,9 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("--n_best", "3", "--length_penalty", "1.1"),
         ("--beam_size", "1", "--scores"),
         ("--max_length", "3", "--max_tokens", "40", "--num_workers", "2"),
+        ("--max_extra_length", "1"),
     ],
-    ids=["beam", "n_best", "greedy", "cut"],
+    ids=["beam", "n_best", "greedy", "cut", "short"],
 )
 def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     lines = [*sentences(60, seed=9), "", "  ", "a stranger's word"]  # some run on to the bound
@@ -140,7 +141,7 @@ def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: P
     assert [one.status for one in said] == [0, 0, 0], said[1].err
     ours, theirs, again = ([line.split("\t") for line in one.out.split("\n")] for one in said)
     assert again == theirs
-    assert said[1].err == said[0].err  # the warnings of lines that are cut
+    assert said[1].err == said[0].err  # the warnings of lines and translations that are cut
     assert len(ours) == len(theirs)
     if options[:1] == ("--n_best",):  # the best of each line: those below may run on, and be finished late
         ours, theirs = ([line for line, last in zip(said, [[""], *said], strict=False) if line[0] != last[0]]
