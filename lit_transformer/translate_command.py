@@ -70,6 +70,12 @@ def translate_parser() -> argparse.ArgumentParser:
     add_penalty_options(parser)
     add_extra_length_option(parser)
     parser.add_argument(
+        "--stop_early",
+        action="store_true",
+        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
+    )
+    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
+    parser.add_argument(
         "--src_tag",
         metavar="TAG",
         help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
@@ -207,13 +213,15 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     from lit_transformer.decoding import BeamSearch, SamplingSearch
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
+    limits = {"n_best": options.n_best, "max_extra_length": options.max_extra_length}
+    limits["allow_unknown"] = not options.no_unknown
     if options.sample:
         usual = translate_parser().get_default
-        for name in ("beam_size", "length_penalty", "penalty_kind"):
+        for name in ("beam_size", "length_penalty", "penalty_kind", "stop_early"):
             if getattr(options, name) != usual(name):
                 raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
         try:
-            return SamplingSearch(n_best=options.n_best, max_extra_length=options.max_extra_length, **given)
+            return SamplingSearch(**limits, **given)
         except ValueError as error:
             raise InputError(f"--{error}") from None
     if given:
@@ -222,7 +230,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
     penalty = {"length_penalty": options.length_penalty, "penalty_kind": options.penalty_kind}
-    return BeamSearch(beam_size, max_extra_length=options.max_extra_length, n_best=options.n_best, **penalty)
+    return BeamSearch(beam_size, stop_early=options.stop_early, **penalty, **limits)
 
 
 def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:

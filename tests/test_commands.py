@@ -30,6 +30,7 @@ from lit_transformer.nn import Ensemble, Transformer
 from lit_transformer.serving.commands import serve_parser
 from lit_transformer.translate_command import translate_parser
 from lit_transformer.translator import Translator
+from lit_transformer.vocabulary import UNK_ID
 
 LINES = sentences(10, seed=8)
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -216,10 +217,27 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
     for options, search in (
         (["--beam_size", "1"], {"beam_size": 1}),
         (["--max_extra_length", "0"], {"max_extra_length": 0}),
+        (["--stop_early", "--length_penalty", "3"], {"stop_early": True, "length_penalty": 3.0}),
         (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
         (["--penalty_kind", "power", "--length_penalty", "-3"], {"penalty_kind": "power", "length_penalty": -3.0}),
     ):
         assert translate(tiny_run, *options, stdin=text).out.split("\n")[:-1] == expected(tiny_run, LINES, **search)
+
+
+def test_the_unknown_token_can_be_left_out(tiny_run: Path, tmp_path: Path) -> None:
+    tokenizer = Translator.from_pretrained(tiny_run).tokenizer
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2, output_bias=True)
+    torch.nn.init.zeros_(network.projection.bias)
+    with torch.no_grad():
+        network.projection.bias[UNK_ID] = 50.0
+    folder = write_model(network, tokenizer, tmp_path / "unknowing")
+    short = ("one", "--max_extra_length", "3")
+    unknown = tokenizer.decode([UNK_ID] * 4)
+    assert translate(folder, *short).out == translate(folder, *short, "--sample").out == f"{unknown}\n"
+    found = expected(folder, ["one"], max_extra_length=3, allow_unknown=False)
+    assert found != [unknown]
+    assert translate(folder, *short, "--no_unknown").out.splitlines() == found
+    assert translate(folder, *short, "--no_unknown", "--sample").out != f"{unknown}\n"
 
 
 def test_scores_and_several_translations(tiny_run: Path) -> None:
@@ -369,6 +387,7 @@ def test_translations_can_be_drawn(tiny_run: Path) -> None:
         (["--top_k", "3"], "--top_k is for --sample"),
         (["--sample", "--beam_size", "3"], "leave --beam_size out"),
         (["--sample", "--length_penalty", "1"], "leave --length_penalty out"),
+        (["--sample", "--stop_early"], "leave --stop_early out"),
         (["--sample", "--engine", "ctranslate2"], "--sample is not possible with --engine ctranslate2"),
         (["--sample", "--temperature", "0"], "--temperature must be a number above 0, got 0.0"),
         (["--sample", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2.0"),

@@ -287,7 +287,11 @@ def test_what_the_engine_cannot_do_is_one_sentence(
     monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda device: {"float32"})
     with pytest.raises(InputError, match="no precision bf16"):
         translator(["one cat"])
-    for arguments, words in (((tmp_path / "nothing",), "does not exist"), ((tiny_run, "--precision", "bf16"), "bf16")):
+    for arguments, words in (
+        ((tmp_path / "nothing",), "does not exist"),
+        ((tiny_run, "--precision", "bf16"), "bf16"),
+        ((tiny_run, "--stop_early"), "leave stop_early out"),
+    ):
         said = lit("translate", *arguments, "one cat", "--engine", "ctranslate2")
         assert (said.status, said.err.count("\n")) == (1, 1), said.err
         assert words in said.err
