@@ -23,6 +23,7 @@ from lit_transformer.command_options import (
     device_of,
     finite,
     given_lines,
+    number_of_tokens,
     positive,
     writing,
 )
@@ -73,6 +74,13 @@ def translate_parser() -> argparse.ArgumentParser:
         "--stop_early",
         action="store_true",
         help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
+    )
+    parser.add_argument(
+        "--no_repeat_ngram_size",
+        type=number_of_tokens,
+        default=0,
+        metavar="N",
+        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
     )
     parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
     parser.add_argument(
@@ -213,7 +221,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     from lit_transformer.decoding import BeamSearch, SamplingSearch
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
-    limits = {"n_best": options.n_best, "max_extra_length": options.max_extra_length}
+    limits = {name: getattr(options, name) for name in ("n_best", "max_extra_length", "no_repeat_ngram_size")}
     limits["allow_unknown"] = not options.no_unknown
     if options.sample:
         usual = translate_parser().get_default

@@ -217,6 +217,7 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
     for options, search in (
         (["--beam_size", "1"], {"beam_size": 1}),
         (["--max_extra_length", "0"], {"max_extra_length": 0}),
+        (["--no_repeat_ngram_size", "1"], {"no_repeat_ngram_size": 1}),
         (["--stop_early", "--length_penalty", "3"], {"stop_early": True, "length_penalty": 3.0}),
         (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
         (["--penalty_kind", "power", "--length_penalty", "-3"], {"penalty_kind": "power", "length_penalty": -3.0}),

@@ -67,6 +67,7 @@ class BLEUEvaluation(Callback):
         allow_unknown: Whether translations may hold the token for unknown words.
         stop_early: Whether a sentence is done as soon as ``beam_size`` translations are finished, as in fairseq:
             faster, but better ones may be missed.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation; 0 allows all.
 
     Raises:
         ValueError: If an argument is out of range, two metrics have one name, or sacrebleu has no such tokenization.
@@ -89,6 +90,7 @@ class BLEUEvaluation(Callback):
         penalty_kind: PenaltyKind = "gnmt",
         allow_unknown: bool = True,
         stop_early: bool = False,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if num_samples < 0 or every_n_validations < 0:
             raise ValueError(
@@ -101,6 +103,7 @@ class BLEUEvaluation(Callback):
             allow_unknown=allow_unknown,
             stop_early=stop_early,
             penalty_kind=penalty_kind,
+            no_repeat_ngram_size=no_repeat_ngram_size,
         )
         own = named_metrics(metric)
         self.metrics: dict[str, Metric] = {
@@ -329,8 +332,9 @@ class BLEUEvaluation(Callback):
             for key, value in self.scores.items()
             if key == f"test/{name}" or (key.startswith(f"test/{name}_") and f"test/{name}" not in self.scores)
         }
-        searched = ("beam_size", "length_penalty", "penalty_kind", "stop_early", "max_extra_length", "allow_unknown")
-        names = (*searched, "temperature", "top_k", "top_p", "seed")
+        searched = ("beam_size", "length_penalty", "penalty_kind", "stop_early")
+        bounds = ("max_extra_length", "allow_unknown", "no_repeat_ngram_size")
+        names = (*searched, *bounds, "temperature", "top_k", "top_p", "seed")
         known = {name: getattr(search, name) for name in names if hasattr(search, name)}
         return {
             "scores": scores,

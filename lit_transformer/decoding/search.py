@@ -73,6 +73,29 @@ def next_log_probs(
     return log_probs
 
 
+def rule_out_repeats(log_probs: Float[Tensor, "R V"], prefixes: Int[Tensor, "R L"], ngram_size: int) -> None:
+    """Puts at minus infinity, in place, the tokens that would end an n-gram that their hypothesis has already.
+
+    Args:
+        log_probs: Log probabilities ``(R, V)`` of the next token, PAD at minus infinity.
+        prefixes: The tokens ``(R, L)`` of each hypothesis so far, without BOS.
+        ngram_size: Tokens of an n-gram, at least 1.
+
+    Example:
+        >>> log_probs = torch.tensor([[-float("inf"), -1.0, -1.0, -1.0, -1.0, -1.0]])
+        >>> rule_out_repeats(log_probs, torch.tensor([[4, 5, 3, 4]]), ngram_size=2)
+        >>> log_probs
+        tensor([[-inf, -1., -1., -1., -1., -inf]])
+    """
+    length = prefixes.size(1)
+    if length < ngram_size:
+        return
+    ngrams = prefixes.unfold(1, ngram_size, 1)
+    beginning = prefixes[:, length - ngram_size + 1 :].unsqueeze(1)  # of the n-gram that comes next
+    is_known = (ngrams[:, :, :-1] == beginning).all(dim=2)
+    log_probs.scatter_(1, ngrams[:, :, -1].where(is_known, PAD_ID), -float("inf"))  # PAD never follows anyway
+
+
 def likeliest(log_probs: Float[Tensor, "R V"], count: int) -> tuple[Float[Tensor, "R C"], Int[Tensor, "R C"]]:
     """The ``count`` greatest of each row ``(R, V)``, greatest first, and where they stand: what ``topk`` gives.
 
@@ -104,14 +127,18 @@ def likeliest(log_probs: Float[Tensor, "R V"], count: int) -> tuple[Float[Tensor
     return values, indices.gather(1, places)
 
 
-def require_extra_length(max_extra_length: int) -> None:
-    """Checks how much longer than its source a translation may get.
+def require_bounds(max_extra_length: int, no_repeat_ngram_size: int) -> None:
+    """Checks how much longer than its source a translation may get, and which n-grams it may not repeat.
 
     Raises:
-        ValueError: If ``max_extra_length`` is negative.
+        ValueError: If one of the two is negative.
     """
-    if max_extra_length < 0:
-        raise ValueError(f"max_extra_length must be 0 tokens or more, got {max_extra_length}")
+    for name, value in {
+        "max_extra_length": max_extra_length,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+    }.items():
+        if value < 0:
+            raise ValueError(f"{name} must be 0 tokens or more, got {value}")
 
 
 def require_finite(hypotheses: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
@@ -140,9 +167,11 @@ class GreedySearch(Search):
     Args:
         max_extra_length: Tokens that a translation may have more than its source.
         allow_unknown: Whether UNK may be generated. PAD and BOS never are.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation, BOS and EOS not counted; 0
+            allows all. What is ruled out keeps its share of the probability, as in fairseq and Hugging Face.
 
     Raises:
-        ValueError: If ``max_extra_length`` is negative; in a search, if a row of the source holds nothing but
+        ValueError: If a number is negative; in a search, if a row of the source holds nothing but
             padding or the network gives no finite log probability.
 
     Example:
@@ -154,15 +183,16 @@ class GreedySearch(Search):
         [1, 1]
     """
 
-    def __init__(self, max_extra_length: int = 50, allow_unknown: bool = True) -> None:
-        require_extra_length(max_extra_length)
+    def __init__(self, max_extra_length: int = 50, allow_unknown: bool = True, no_repeat_ngram_size: int = 0) -> None:
+        require_bounds(max_extra_length, no_repeat_ngram_size)
         self.max_extra_length = max_extra_length
         self.allow_unknown = allow_unknown
+        self.no_repeat_ngram_size = no_repeat_ngram_size
         self.n_best = 1  # a greedy search has no second best
 
     def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
         """One hypothesis for each of the ``B`` source sentences ``(B, S)``."""
-        return _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, lambda x: likeliest(x, 1))
+        return _one_token_at_a_time(network, src, self, lambda log_probs: likeliest(log_probs, 1))
 
 
 class SamplingSearch(Search):
@@ -182,6 +212,8 @@ class SamplingSearch(Search):
         max_extra_length: Tokens that a translation may have more than its source.
         allow_unknown: Whether UNK may be drawn. PAD and BOS never are.
         seed: Decides what is drawn.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation, BOS and EOS not counted; 0
+            allows all. The next token is drawn among the others.
 
     Raises:
         ValueError: If an argument is out of range; in a search, if a row of the source holds nothing but padding or the
@@ -205,6 +237,7 @@ class SamplingSearch(Search):
         max_extra_length: int = 50,
         allow_unknown: bool = True,
         seed: int = 0,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {temperature}")
@@ -214,10 +247,11 @@ class SamplingSearch(Search):
             raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
         if n_best < 1:
             raise ValueError(f"n_best must be 1 or more, got {n_best}")
-        require_extra_length(max_extra_length)
+        require_bounds(max_extra_length, no_repeat_ngram_size)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.n_best, self.seed = n_best, seed
         self.max_extra_length, self.allow_unknown = max_extra_length, allow_unknown
+        self.no_repeat_ngram_size = no_repeat_ngram_size
 
     @property
     def beam_size(self) -> int:
@@ -237,7 +271,7 @@ class SamplingSearch(Search):
             winner = chances.argmax(dim=1, keepdim=True)  # also of broken scores
             return values.gather(1, winner), tokens.gather(1, winner)
 
-        found = _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, draw, self.n_best)
+        found = _one_token_at_a_time(network, src, self, draw, self.n_best)
         return [sorted(drawn, key=lambda one: -one.log_prob) for drawn in found]
 
     def candidates(
@@ -268,19 +302,19 @@ class SamplingSearch(Search):
 def _one_token_at_a_time(
     network: TranslationNetwork,
     src: Int[Tensor, "B S"],
-    max_extra_length: int,
-    allow_unknown: bool,
+    search: GreedySearch | SamplingSearch,
     choose: Callable[[Float[Tensor, "R V"]], tuple[Float[Tensor, "R 1"], Int[Tensor, "R 1"]]],
     copies: int = 1,
 ) -> list[list[Hypothesis]]:
     """Continues each of ``copies`` hypotheses of each sentence by the token that is chosen, until it is EOS."""
-    caps = output_caps(network, src, max_extra_length).repeat_interleave(copies)
+    caps = output_caps(network, src, search.max_extra_length).repeat_interleave(copies)
     if len(caps) == 0:
         return []
     limits, places = caps.tolist(), list(range(len(caps)))  # hypotheses of the open rows
     found: list[list[int]] = [[] for _ in limits]
     log_probs = [0.0] * len(limits)
     state, tokens, length = network.start(src), src.new_full((len(limits),), BOS_ID), 0
+    prefixes = src.new_empty(len(limits), 0) if search.no_repeat_ngram_size > 0 else None
     if copies > 1:
         state = state.select(torch.arange(len(src), device=src.device).repeat_interleave(copies))
     while places:
@@ -288,7 +322,12 @@ def _one_token_at_a_time(
         logits, state = network.step(tokens, state)
         last = [limits[place] == length for place in places]
         at_cap = torch.tensor(last, device=src.device) if any(last) else None
-        values, tokens = (column.squeeze(1) for column in choose(next_log_probs(logits, at_cap, allow_unknown)))
+        next_ones = next_log_probs(logits, at_cap, search.allow_unknown)
+        if prefixes is not None:
+            rule_out_repeats(next_ones, prefixes, search.no_repeat_ngram_size)
+        values, tokens = (column.squeeze(1) for column in choose(next_ones))
+        if prefixes is not None:
+            prefixes = torch.cat((prefixes, tokens.unsqueeze(1)), dim=1)
         still_open = []
         for row, (token, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
             log_probs[places[row]] += value
@@ -298,6 +337,7 @@ def _one_token_at_a_time(
         if 0 < len(still_open) < len(places):
             rows = torch.tensor(still_open, device=src.device)
             state, tokens = state.select(rows), tokens[rows]
+            prefixes = None if prefixes is None else prefixes[rows]
         places = [places[row] for row in still_open]
     results = [Hypothesis(tokens, value, value) for tokens, value in zip(found, log_probs, strict=True)]
     return require_finite([results[start : start + copies] for start in range(0, len(results), copies)])

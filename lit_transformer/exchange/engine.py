@@ -64,8 +64,8 @@ class CTranslate2Translator(Translator):
     CTranslate2 stops at a number of finished hypotheses and knows another length penalty. So it is asked for more
     hypotheses than needed, without penalty, and they are ranked by our score. A sentence that reaches the longest
     length allowed is closed with EOS, as our search does it. What is left of differences are ties up to rounding, and
-    hypotheses that would be finished only after ``3 * beam_size`` others. With ``allow_unknown=False`` scores differ a
-    little, since UNK then takes no part in the engine's probabilities.
+    hypotheses that would be finished only after ``3 * beam_size`` others. With ``allow_unknown=False`` and with
+    ``no_repeat_ngram_size`` scores differ, since what is ruled out takes no part in the engine's probabilities.
 
     Args:
         folder: A folder that ``export --format ctranslate2`` wrote.
@@ -215,6 +215,7 @@ class CTranslate2Translator(Translator):
             max_decoding_length=max(1, length),
             max_input_length=0,
             disable_unk=not self.search.allow_unknown,  # type: ignore[attr-defined]
+            no_repeat_ngram_size=self.search.no_repeat_ngram_size,  # type: ignore[attr-defined]
             return_end_token=True,
             return_scores=True,
             **several,

@@ -164,6 +164,7 @@ def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pyt
         "stop_early": False,
         "max_extra_length": 50,
         "allow_unknown": True,
+        "no_repeat_ngram_size": 0,
     }
     assert content["num_sentences"] == 7
     assert (content["device"], content["precision"]) == ("1 x cpu", "32-true")

@@ -5,7 +5,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_networks import PrefixNetwork, assert_same, enumerate_all, gnmt, plain_beam_search, real_tokens, sources
+from toy_networks import (
+    PrefixNetwork,
+    assert_same,
+    enumerate_all,
+    gnmt,
+    has_no_repeats,
+    plain_beam_search,
+    real_tokens,
+    sources,
+)
 
 from lit_transformer.decoding import BeamSearch, GreedySearch, length_penalty
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
@@ -73,6 +82,41 @@ def test_equals_a_plain_beam_search(alpha, beam_size, stop_early):
         for source, found in zip(real_tokens(src), search(network, src), strict=True):
             expected, _ = plain_beam_search(network, source, len(source) + 3, beam_size, gnmt(alpha), stop_early)
             assert_same(found, expected[:n_best])
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_the_best_of_all_translations_without_repeats(ngram_size, alpha):
+    num_changed = 0
+    for seed, eos_bias in itertools.product(range(4), (-2.0, 0.0)):
+        network, src = PrefixNetwork(5, seed, eos_bias=eos_bias), sources(4, 1, 2, seed=seed)
+        results = BeamSearch(64, alpha, 2, n_best=64, no_repeat_ngram_size=ngram_size)(network, src)
+        for source, found in zip(real_tokens(src), results, strict=True):
+            every = enumerate_all(network, source, len(source) + 2, gnmt(alpha))
+            expected = [one for one in every if has_no_repeats(one[2], ngram_size)]
+            assert_same(found, expected)
+            num_changed += expected != every
+    assert num_changed > 5
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@pytest.mark.parametrize("beam_size", [1, 3, 4])
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_equals_a_plain_beam_search_without_repeats(ngram_size, beam_size, stop_early):
+    for seed, vocab_size in itertools.product(range(8), (5, 9)):  # of two words and EOS, places stay empty
+        network, src = PrefixNetwork(vocab_size, seed, eos_bias=-2.0), sources(3, 1, 6, 4, seed=seed)
+        search = BeamSearch(beam_size, 0.6, 3, beam_size, stop_early=stop_early, no_repeat_ngram_size=ngram_size)
+        for source, found in zip(real_tokens(src), search(network, src), strict=True):
+            expected, _ = plain_beam_search(
+                network,
+                source,
+                len(source) + 3,
+                beam_size,
+                gnmt(0.6),
+                stop_early,
+                allowed=lambda tokens: has_no_repeats(tokens, ngram_size),
+            )
+            assert_same(found, expected[:beam_size])
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -210,6 +254,7 @@ def test_hypotheses_are_well_formed(lengths, vocab_size, beam_size, data):
         ({"beam_size": 0}, "beam_size must be 1 or more, got 0"),
         ({"n_best": 0}, "n_best must lie between 1 and beam_size=4, got 0"),
         ({"beam_size": 2, "n_best": 3}, "n_best must lie between 1 and beam_size=2, got 3"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be 0 tokens or more, got -1"),
         ({"length_penalty": math.nan}, "length_penalty must lie between -10 and 10, got nan"),
     ],
 )

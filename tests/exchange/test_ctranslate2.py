@@ -153,6 +153,20 @@ def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: P
     assert len(list((tmp_path / "cache" / "lit_transformer" / "ctranslate2").iterdir())) == 1
 
 
+@pytest.mark.parametrize("beam_size", ["1", "4"])
+def test_no_engine_repeats_what_must_not_be_repeated(engine: Any, tiny_run: Path, beam_size: str) -> None:
+    lines = ["big big big red", "red red", "one one two two", "big house big house"]
+    options = ("--beam_size", beam_size, "--no_repeat_ngram_size")
+    free, *banned = (
+        lit("translate", tiny_run, *lines, "--engine", name, *options, size).out.splitlines()
+        for name, size in (("torch", "0"), ("torch", "1"), ("ctranslate2", "1"))
+    )
+    assert any(len({*line.split()}) < len(line.split()) for line in free)
+    assert all(len({*line.split()}) == len(line.split()) for found in banned for line in found)
+    if beam_size == "1":  # a wider beam depends on probabilities, in which the engine leaves out what is ruled out
+        assert banned[0] == banned[1]
+
+
 def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
     lines, cache = sentences(10, seed=3), tmp_path / "cache" / "lit_transformer" / "ctranslate2"
     for step in (50, 150):
