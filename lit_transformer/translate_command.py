@@ -66,6 +66,11 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", default="-", metavar="FILE", help="file of lines, UTF-8 (default: standard input)")
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument(
+        "--prefix",
+        metavar="FILE",
+        help="file of what each translation must begin with, a line for each; it may be empty",
+    )
+    parser.add_argument(
         "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
     )
     add_penalty_options(parser)
@@ -125,7 +130,9 @@ def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
-    for name in ("compile", "alignment", "sample"):
+    if options.prefix == "-" == options.input and not options.text:
+        raise InputError("--prefix and --input are both standard input; give one of them a file")
+    for name in ("compile", "alignment", "sample", "prefix"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
     with collecting_later():
@@ -140,7 +147,9 @@ def translate(options: argparse.Namespace) -> None:
         out = stack.enter_context(written_to(options.output))
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
         sources: deque[str] = deque()
-        found = _with_progress(stack, translator.translate(_remembering(lines, sources)), quiet, total)
+        prefixes = read_lines(stack, options.prefix, "--prefix") if options.prefix is not None else None
+        translated = translator.translate(_remembering(lines, sources), prefixes)
+        found = _with_progress(stack, translated, quiet, total)
         pairs = _written(found, sources, out, options)
         if options.alignment is None:
             deque(pairs, maxlen=0)

@@ -225,6 +225,24 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
         assert translate(tiny_run, *options, stdin=text).out.split("\n")[:-1] == expected(tiny_run, LINES, **search)
 
 
+def test_translations_begin_with_the_lines_of_a_file(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun").write_text("Hund\n\nrot und\n")
+    lines = ["one cat", "two", "red and blue"]
+    prefixes = ["Hund", "", "rot und"]
+    texts = [best[0].text for best in Translator.from_pretrained(tiny_run).translate(lines, prefixes)]
+    assert translate(tiny_run, *lines, "--prefix", tmp_path / "begun").out.splitlines() == texts
+    assert translate(tiny_run, *lines, "--prefix", "-", stdin="Hund\n\nrot und\n").out.splitlines() == texts
+    drawn = translate(tiny_run, *lines, "--prefix", tmp_path / "begun", "--sample").out.splitlines()
+    assert [line.startswith(prefix) for line, prefix in zip(drawn, prefixes, strict=True)] == [True] * 3
+    for arguments, words in (
+        (("--prefix", "-"), "--prefix and --input are both standard input"),
+        (("one", "--prefix", tmp_path / "nothing"), "--prefix"),
+        (("one", "--prefix", tmp_path / "begun"), "more prefixes than sentences"),
+        (("one", "--prefix", tmp_path / "begun", "--engine", "ctranslate2"), "--prefix is not possible with --engine"),
+    ):
+        assert_one_sentence(translate(tiny_run, *arguments, status=1), words)
+
+
 def test_the_unknown_token_can_be_left_out(tiny_run: Path, tmp_path: Path) -> None:
     tokenizer = Translator.from_pretrained(tiny_run).tokenizer
     network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2, output_bias=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -10,9 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_transformer.decoding.search import (
+    keep_to,
     likeliest,
     next_log_probs,
     output_caps,
+    padded_prefixes,
     require_bounds,
     require_finite,
     rule_out_repeats,
@@ -180,12 +183,22 @@ class BeamSearch(Search):
         attainable = torch.maximum(self.score(open_log_prob, length + 1), self.score(open_log_prob, caps))
         return attainable <= finished_scores[:, -1]
 
-    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
-        """The ``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, best first."""
+    def __call__(
+        self, network: TranslationNetwork, src: Int[Tensor, "B S"], prefixes: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """The ``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, best first.
+
+        Args:
+            network: Whose translations are searched.
+            src: Source ids, padded on the right.
+            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
+                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
+                what follows them.
+        """
         caps = output_caps(network, src, self.max_extra_length)
         if len(caps) == 0:
             return []
-        beams = _Beams(self, caps)
+        beams = _Beams(self, caps, padded_prefixes(prefixes, network, caps))
         state = network.start(src)
         while True:
             logits, state = network.step(beams.tokens.flatten(), state)
@@ -233,9 +246,10 @@ class _Beams:
     Args:
         search: Whose settings and decisions apply.
         caps: Tokens, EOS included, that each sentence may have ``(B,)``.
+        given: Tokens ``(B, P)`` that translations must begin with, PAD behind them; None if all are free.
     """
 
-    def __init__(self, search: BeamSearch, caps: Int[Tensor, "B"]) -> None:
+    def __init__(self, search: BeamSearch, caps: Int[Tensor, "B"], given: Int[Tensor, "B P"] | None = None) -> None:
         self.search = search
         self.length = 0
         self.sentences = torch.arange(len(caps), device=caps.device)  # open ones, by row of the source
@@ -243,7 +257,8 @@ class _Beams:
         self.shortest_cap = int(caps.min())
         self.tokens = caps.new_full((len(caps), 1), BOS_ID)  # one place at first: BOS is continued once
         self.log_probs = torch.zeros_like(self.tokens, dtype=torch.float32)
-        self.prefixes = caps.new_empty(len(caps), 1, 0) if search.no_repeat_ngram_size > 0 else None
+        self.given = given
+        self.so_far = caps.new_empty(len(caps), 1, 0) if search.no_repeat_ngram_size > 0 else None
         self.first_rows = self.sentences.unsqueeze(1)  # of each open sentence, in the batch of the coming step
         self.finished = _Finished.nothing(caps, search.n_best)
         self.num_finished = torch.zeros_like(caps)
@@ -291,8 +306,10 @@ class _Beams:
         if self.length >= self.shortest_cap:
             at_cap = (self.caps == self.length).repeat_interleave(num_places)
         next_ones = next_log_probs(logits, at_cap, self.search.allow_unknown)
-        if self.prefixes is not None:
-            rule_out_repeats(next_ones, self.prefixes.flatten(0, 1), self.search.no_repeat_ngram_size)
+        if self.so_far is not None:
+            rule_out_repeats(next_ones, self.so_far.flatten(0, 1), self.search.no_repeat_ngram_size)
+        if self.given is not None and self.length <= self.given.size(1):
+            keep_to(next_ones, logits, self.given[:, self.length - 1].repeat_interleave(num_places))
         width = min(beam_size + 1 if num_places > 1 else 2 * beam_size, next_ones.size(1))
         values, tokens = likeliest(next_ones, width)  # of each row; the best of the sentence are among them
         totals = (self.log_probs.unsqueeze(2) + values.view(-1, num_places, width)).flatten(1)
@@ -325,9 +342,9 @@ class _Beams:
         self.tokens = tokens[:, :beam_size].masked_fill(self.log_probs == -float("inf"), EOS_ID)
         self.all_tokens[self.length - 1].index_copy_(0, self.sentences, self.tokens)
         self.all_parents[self.length - 1].index_copy_(0, self.sentences, parents)
-        if self.prefixes is not None:
-            before = self.prefixes.gather(1, parents.unsqueeze(2).expand(-1, -1, self.prefixes.size(2)))
-            self.prefixes = torch.cat((before, self.tokens.unsqueeze(2)), dim=2)
+        if self.so_far is not None:
+            before = self.so_far.gather(1, parents.unsqueeze(2).expand(-1, -1, self.so_far.size(2)))
+            self.so_far = torch.cat((before, self.tokens.unsqueeze(2)), dim=2)
         rows = self.first_rows + parents
         if self.length == 1:
             self.first_rows = self.first_rows * beam_size
@@ -341,7 +358,8 @@ class _Beams:
         self.finished = _Finished(*(values[stay] for values in self.finished))
         self.sentences, self.caps, self.num_finished = self.sentences[stay], self.caps[stay], self.num_finished[stay]
         self.tokens, self.log_probs = self.tokens[stay], self.log_probs[stay]
-        self.prefixes = None if self.prefixes is None else self.prefixes[stay]
+        self.so_far = None if self.so_far is None else self.so_far[stay]
+        self.given = None if self.given is None else self.given[stay]
         self.first_rows = self.first_rows[: len(stay)]
         self.shortest_cap = int(self.caps.min()) if len(stay) else 0
         return stay

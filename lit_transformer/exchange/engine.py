@@ -23,7 +23,7 @@ from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
-from lit_transformer.interfaces import Hypothesis, InputError, Search
+from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation
 from lit_transformer.json_files import read_json
 from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder, weights_of
 from lit_transformer.nn.products import Precision, check_precision
@@ -157,6 +157,12 @@ class CTranslate2Translator(Translator):
         """Not possible: the weights are CTranslate2's."""
         raise InputError(f"{self.folder} is for CTranslate2 and cannot be written in another format")
 
+    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[list[Translation]]:
+        """As with the engine torch, but without prefixes, whose log probabilities CTranslate2 does not count."""
+        if prefixes is not None:
+            raise InputError("the engine ctranslate2 takes no prefixes: leave them out, or take the engine torch")
+        return super().translate(texts)
+
     def _suitable_workers(self, window: list[str]) -> int:
         """One: the engine has threads, no processes. How many they are is settled here."""
         cores = possible_workers() if self._device_name == "cpu" and len(window) >= _MANY else 1
@@ -187,7 +193,7 @@ class CTranslate2Translator(Translator):
             )
         return self._engines[threads]
 
-    def _later(self, src: Tensor) -> Callable[[], list[list[Hypothesis]]]:
+    def _later(self, src: Tensor, prefixes: list[list[int]] | None = None) -> Callable[[], list[list[Hypothesis]]]:
         """Hands a batch ``(B, S)`` to the engine at once; the result is waited for when it is called."""
         rows = [[self._tokens[number] for number in row if number != PAD_ID] for row in src.tolist()]
         caps = [self._cap(len(row)) for row in rows]
@@ -202,7 +208,7 @@ class CTranslate2Translator(Translator):
 
         return wait
 
-    def _decode(self, src: Tensor) -> list[list[Hypothesis]]:
+    def _decode(self, src: Tensor, prefixes: list[list[int]] | None = None) -> list[list[Hypothesis]]:
         return self._later(src)()
 
     def _translate(self, rows: list[list[str]], length: int, **options: Any) -> Any:

@@ -51,6 +51,37 @@ def test_greedy_without_repeats_equals_a_plain_loop(ngram_size):
     assert num_changed > 5
 
 
+def test_what_is_drawn_begins_with_its_prefix():
+    network, src = PrefixNetwork(9, seed=2, eos_bias=-1.0), sources(3, 5, 2)
+    prefixes = [[5, 7], [], [UNK_ID]]
+    drawn = SamplingSearch(n_best=20, max_extra_length=3, allow_unknown=False)(network, src, prefixes)
+    for source, found, prefix in zip(real_tokens(src), drawn, prefixes, strict=True):
+        assert len({tuple(one.tokens) for one in found}) > 5
+        assert all(one.tokens[: len(prefix)] == prefix for one in found)
+        assert all(UNK_ID not in one.tokens[len(prefix) :] for one in found)
+        for one in found:
+            steps = [*one.tokens, EOS_ID]
+            total = sum(network.log_probs(source, tuple(one.tokens[:n]))[token] for n, token in enumerate(steps))
+            assert one.log_prob == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "search", [GreedySearch(2), BeamSearch(max_extra_length=2), SamplingSearch(max_extra_length=2)]
+)
+@pytest.mark.parametrize(
+    ("prefixes", "words"),
+    [
+        ([[5]], "there are 1 prefixes for 2 sentences"),
+        ([[], [5] * 4], "the prefix of src row 1 has 4 tokens, but may have 3"),
+        ([[5, EOS_ID], []], f"the prefix of src row 0 holds {EOS_ID}, which cannot stand in a translation"),
+        ([[9], []], "the prefix of src row 0 holds 9"),
+    ],
+)
+def test_prefixes_that_cannot_be_are_errors(search, prefixes, words):
+    with pytest.raises(ValueError, match=words):
+        search(PrefixNetwork(9), sources(3, 2), prefixes)
+
+
 def test_what_is_drawn_repeats_nothing():
     network, src = PrefixNetwork(7, eos_bias=-2.0), sources(3, 9, 5)
     repeats = []

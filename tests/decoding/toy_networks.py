@@ -155,6 +155,11 @@ def has_no_repeats(tokens: Tokens, ngram_size: int) -> bool:
     return len(set(ngrams)) == len(ngrams)
 
 
+def begins_with(tokens: Tokens, prefix: Tokens) -> bool:
+    """Whether one begins with the other, as far as it goes."""
+    return tokens[: len(prefix)] == prefix[: len(tokens)]
+
+
 def assert_same(hypotheses: list[Hypothesis], expected: list[Scored]) -> None:
     assert [tuple(hypothesis.tokens) for hypothesis in hypotheses] == [tokens for _, _, tokens in expected]
     for hypothesis, (score, log_prob, _) in zip(hypotheses, expected, strict=True):

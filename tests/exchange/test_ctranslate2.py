@@ -296,6 +296,8 @@ def test_what_the_engine_cannot_do_is_one_sentence(
     translator = load_translator(tiny_run, "ctranslate2", precision="bf16", compile=False)
     with pytest.raises(InputError, match="take the checkpoint"):
         translator.attention("one cat")
+    with pytest.raises(InputError, match="takes no prefixes"):
+        translator.translate(["one cat"], ["eins"])
     with pytest.raises(InputError, match="device meta"):
         translator.to("meta")
     monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda device: {"float32"})
