@@ -19,6 +19,7 @@ from lit_transformer.errors import InputError
 CHECKPOINT_HELP = (
     "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
 )
+_MOST_TOKENS = 10_000  # a search makes room for all of them before it begins
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -55,6 +56,25 @@ def finite(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
     return value
+
+
+def number_of_tokens(text: str) -> int:
+    """How many tokens of a translation are meant, from the command line; none is possible."""
+    value = int(text)
+    if not 0 <= value <= _MOST_TOKENS:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {_MOST_TOKENS}, got {text}")
+    return value
+
+
+def add_extra_length_option(parser: argparse.ArgumentParser) -> None:
+    """The option that bounds translations, of all commands that search for them."""
+    parser.add_argument(
+        "--max_extra_length",
+        type=number_of_tokens,
+        default=50,
+        metavar="N",
+        help="tokens that a translation may have more than its source; a longer one is closed there (default: 50)",
+    )
 
 
 def add_penalty_options(parser: argparse.ArgumentParser) -> None:

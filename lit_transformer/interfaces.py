@@ -187,7 +187,11 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
 
 
 class Search(ABC):
-    """A way to turn a network's scores into translations."""
+    """A way to turn a network's scores into translations.
+
+    One that can begin translations with given tokens takes them as a further argument of its call, ``prefixes``: for
+    each sentence a list of target ids. Those of this package do; it is passed on only where there are prefixes.
+    """
 
     @abstractmethod
     def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:

@@ -443,8 +443,11 @@ class TranslationCLI(LightningCLI):
         """The options with which translate searches as test does, where they are not its defaults."""
         own = getattr(self.model, "has_own_search", False)
         scored, usual = vars(self.model.search if own else self._scored_search()), vars(BeamSearch())
-        names = [name for name in ("beam_size", "length_penalty", "penalty_kind") if name in scored]
-        return "".join(f" --{name} {scored[name]}" for name in names if scored[name] != usual[name])
+        other = {
+            name: scored[name] for name in usual if name != "n_best" and scored.get(name, usual[name]) != usual[name]
+        }
+        flags = {"stop_early": " --stop_early", "allow_unknown": " --no_unknown"}
+        return "".join(flags.get(name, f" --{name} {value}") for name, value in other.items())
 
     def _fewer_to_average(self) -> str:
         """The option that test needs where a short run left fewer checkpoints than it averages, or nothing."""

@@ -17,12 +17,14 @@ from lit_transformer.cli import collecting_later
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     add_engine_options,
+    add_extra_length_option,
     add_penalty_options,
     command_parser,
     device_of,
     finite,
     given_lines,
     heeding_sigterm,
+    number_of_tokens,
     positive,
     sparing_memory,
     writing,
@@ -46,7 +48,8 @@ def translate_parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "translate",
         "Translates sentences: one line out for each line in, in the same order; an empty line stays empty.",
-        "A line of more than --max_length tokens is cut there, and a warning on standard error names it.\n"
+        "A line of more than --max_length tokens is cut there, and a warning on standard error names it; one whose\n"
+        "translation is as long as --max_extra_length allows, and so may lack its end, is named too.\n"
         "With --n_best above 1 each line out is NUMBER<tab>SCORE<tab>TEXT, NUMBER being the line in, from 1, where\n"
         "predict counts from 0; with --scores alone it is SCORE<tab>TEXT. A score is the log probability over the\n"
         "length penalty, or with --sample the log probability.\n"
@@ -67,9 +70,28 @@ def translate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", default="-", metavar="FILE", help="file of lines, UTF-8 (default: standard input)")
     parser.add_argument("--output", default="-", metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument(
+        "--prefix",
+        metavar="FILE",
+        help="file of what each translation must begin with, a line for each; it may be empty",
+    )
+    parser.add_argument(
         "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
     )
     add_penalty_options(parser)
+    add_extra_length_option(parser)
+    parser.add_argument(
+        "--stop_early",
+        action="store_true",
+        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
+    )
+    parser.add_argument(
+        "--no_repeat_ngram_size",
+        type=number_of_tokens,
+        default=0,
+        metavar="N",
+        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
+    )
+    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
     parser.add_argument(
         "--src_tag",
         metavar="TAG",
@@ -113,7 +135,9 @@ def translate(options: argparse.Namespace) -> None:
     """Translates sentences from the command line, a file or standard input."""
     if options.text and options.input != "-":
         raise InputError(f"sentences come from the command line or from --input {options.input}; give one of the two")
-    for name in ("compile", "alignment", "sample"):
+    if options.prefix == "-" == options.input and not options.text:
+        raise InputError("--prefix and --input are both standard input; give one of them a file")
+    for name in ("compile", "alignment", "sample", "prefix"):
         if options.engine != "torch" and getattr(options, name):
             raise InputError(f"--{name} is not possible with --engine {options.engine}: leave one of the two out")
     if options.alignment_layer and not options.alignment:
@@ -128,7 +152,9 @@ def translate(options: argparse.Namespace) -> None:
         out = stack.enter_context(written_to(options.output))
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
         sources: deque[str] = deque()
-        found = _with_progress(stack, translator.translate(_remembering(lines, sources)), quiet, total)
+        prefixes = read_lines(stack, options.prefix, "--prefix") if options.prefix is not None else None
+        translated = translator.translate(_remembering(lines, sources), prefixes)
+        found = _with_progress(stack, translated, quiet, total)
         pairs = _written(found, sources, out, options)
         if options.alignment is None:
             deque(pairs, maxlen=0)
@@ -229,13 +255,15 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     from lit_transformer.decoding import BeamSearch, SamplingSearch
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
+    limits = {name: getattr(options, name) for name in ("n_best", "max_extra_length", "no_repeat_ngram_size")}
+    limits["allow_unknown"] = not options.no_unknown
     if options.sample:
         usual = translate_parser().get_default
-        for name in ("beam_size", "length_penalty", "penalty_kind"):
+        for name in ("beam_size", "length_penalty", "penalty_kind", "stop_early"):
             if getattr(options, name) != usual(name):
                 raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
         try:
-            return SamplingSearch(n_best=options.n_best, **given)
+            return SamplingSearch(**limits, **given)
         except ValueError as error:
             raise InputError(f"--{error}") from None
     if given:
@@ -244,7 +272,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
     penalty = {"length_penalty": options.length_penalty, "penalty_kind": options.penalty_kind}
-    return BeamSearch(beam_size=beam_size, n_best=options.n_best, **penalty)
+    return BeamSearch(beam_size, stop_early=options.stop_early, **penalty, **limits)
 
 
 def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:

@@ -19,6 +19,7 @@ from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding.search import require_prefixes
 from lit_transformer.decoding.workers import SearchWorkers, possible_workers
 from lit_transformer.errors import NoTranslationError
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
@@ -32,6 +33,7 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
 
+_Prefixes = list[list[int]] | None  # of target tokens, one for each row of a batch
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
 _MAX_SCORES = 2**26  # of all words after all hypotheses of a batch: 256 MiB in float32
 _MANY = 256  # lines from which on starting worker processes pays
@@ -54,10 +56,16 @@ class Translator:
         compile: Whether to compile decoding steps with the machine's C compiler: on CPUs and in ``float32`` or
             ``int8``, several times as fast for single sentences. Each process then searches on one core.
 
+    Attributes:
+        names_lines: Whether ``translate`` warns, by their numbers, of lines whose translation is as long as the search
+            allows, so that it may lack its end.
+
     Raises:
         ValueError: If ``max_tokens``, ``max_length`` or ``num_workers`` is below 1, or there is no such precision.
         CheckpointError: If the tokenizer has ids that the network does not know.
     """
+
+    names_lines = True
 
     def __init__(
         self,
@@ -87,6 +95,7 @@ class Translator:
         self.compile = compile
         self._prepared: Prepared | None = None
         self.max_length = min(max_length, network.max_length or max_length)
+        self._longest = network.max_length
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, revision: str | None = None, **options: Any) -> Translator:
@@ -161,30 +170,45 @@ class Translator:
         tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
         return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
 
-    def translate(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
+    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
 
         An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags.
 
-        Raises:
-            InputError: If it is one sentence instead of a list of them.
-        """
-        if isinstance(texts, str):
-            raise InputError("translate takes a list of sentences; for a single one call the translator itself")
-        return self._translated(texts)
+        A prefix is cut into subwords like a whole target. If it ends within a word, the network may go on with that
+        word or begin another, and its subwords need not be those with which it would write the word: better end a
+        prefix with a whole word. White space around it does not count.
 
-    def _translated(self, texts: Iterable[str]) -> Iterator[list[Translation]]:
+        Args:
+            texts: The sentences.
+            prefixes: For each sentence what its translations must begin with, an empty string where they are free.
+
+        Raises:
+            InputError: If it is one sentence instead of a list of them; if the search takes no prefixes, there are not
+                as many as sentences, or one is longer than the translation may be.
+        """
+        if isinstance(texts, str) or isinstance(prefixes, str):
+            raise InputError("translate takes a list of sentences; for a single one call the translator itself")
+        if prefixes is not None:
+            require_prefixes(self.search)
+        return self._translated(texts, prefixes)
+
+    def _translated(self, texts: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[list[Translation]]:
         stream, start, workers = iter(texts), 0, None
+        beginnings = None if prefixes is None else iter(prefixes)
         waiting: deque[Iterator[list[Translation]]] = deque()
         try:
             while window := list(islice(stream, _WINDOW)):
                 if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
                     workers = SearchWorkers(self._search, self._fastest(), num_workers)
                 run = workers.submit if workers else self._later
-                waiting.append(self._translate_window(window, start, run))
+                begun = None if beginnings is None else list(islice(beginnings, len(window)))
+                waiting.append(self._translate_window(window, start, run, begun))
                 start += len(window)
                 if len(waiting) > 1 or workers is None:  # workers begin with a window before the last is done
                     yield from waiting.popleft()
+            if beginnings is not None and next(beginnings, None) is not None:
+                raise InputError(f"there are more prefixes than sentences, which are {start}; give one for each")
             while waiting:
                 yield from waiting.popleft()
         finally:
@@ -234,22 +258,36 @@ class Translator:
         return possible_workers() if len(window) >= _MANY and self._device.type == "cpu" else 1
 
     def _translate_window(
-        self, texts: list[str], start: int, run: Callable[[Tensor], Callable[[], list[list[Hypothesis]]]]
+        self,
+        texts: list[str],
+        start: int,
+        run: Callable[[Tensor, _Prefixes], Callable[[], list[list[Hypothesis]]]],
+        prefixes: list[str] | None,
     ) -> Iterator[list[Translation]]:
         """Queues some lines, batched by like length; ``start`` is the number of lines before them."""
         filled = [index for index, text in enumerate(texts) if not self.tokenizer.is_blank(text)]
         ids = dict(zip(filled, self._encode([texts[index] for index in filled], filled, start), strict=True))
         lengths = {index: len(row) for index, row in ids.items()}
         batches = batches_by_length(lengths, self.max_tokens, self._max_rows)
-        jobs = [(indices, run(padded([ids[index] for index in indices]))) for indices in batches]
+        begun = None if prefixes is None else self._encode_prefixes(prefixes, lengths, start, len(texts))
+        jobs = [
+            (indices, run(padded([ids[index] for index in indices]), begun and [begun[index] for index in indices]))
+            for indices in batches
+        ]
 
         def results() -> Iterator[list[Translation]]:
             lines = [[Translation("", 0.0)] for _ in texts]
+            at_cap: dict[int, int] = {}  # by the number of the line
             for indices, wait in jobs:
                 with _naming([f"line {start + index + 1}" for index in indices]):
                     hypotheses = wait()
                 for index, found in zip(indices, hypotheses, strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
+                    cap = self._cap(lengths[index])
+                    if self.names_lines and any(len(one.tokens) + 1 == cap for one in found):
+                        at_cap[start + index + 1] = cap
+            for number, cap in sorted(at_cap.items()):
+                logger.warning("line %d: the translation was closed at %d tokens, the longest allowed", number, cap)
             yield from lines
 
         return results()
@@ -262,6 +300,27 @@ class Translator:
                 row[self.max_length - 1 :] = row[-1:]  # keeps the EOS at the end
         return rows
 
+    def _encode_prefixes(self, prefixes: list[str], lengths: dict[int, int], start: int, count: int) -> list[list[int]]:
+        """The target tokens that the translations of ``count`` lines must begin with, if they fit."""
+        if len(prefixes) < count:
+            raise InputError(f"line {start + len(prefixes) + 1} has no prefix; give one for each line, or an empty one")
+        rows = [row[1:-1] for row in self.tokenizer.encode_tgt([prefix.strip() for prefix in prefixes])]
+        for index, length in lengths.items():
+            cap = self._cap(length)
+            if 0 < cap <= len(rows[index]):
+                raise InputError(
+                    f"line {start + index + 1}: the prefix has {len(rows[index])} tokens, and the translation may have "
+                    f"{cap - 1}; shorten the prefix, or allow a longer translation"
+                )
+        return rows
+
+    def _cap(self, length: int) -> int:
+        """Tokens, EOS included, that a translation of ``length`` tokens may have; 0 if the search tells no bound."""
+        extra: int | None = getattr(self.search, "max_extra_length", None)
+        if extra is None:
+            return 0
+        return min(length + extra, self._longest or length + extra)
+
     @property
     def _max_rows(self) -> int:
         """How many sentences are searched together: short ones by the hundred would take gigabytes of scores."""
@@ -271,19 +330,19 @@ class Translator:
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _later(self, src: Tensor) -> Callable[[], list[list[Hypothesis]]]:
+    def _later(self, src: Tensor, prefixes: _Prefixes = None) -> Callable[[], list[list[Hypothesis]]]:
         """The search for source ids ``(B, S)`` in this process, once it is called."""
-        return lambda: self._decode(src)
+        return lambda: self._decode(src, prefixes)
 
     @torch.inference_mode()
-    def _decode(self, src: Tensor) -> list[list[Hypothesis]]:
-        return self._search(self._fastest(), src.to(self._device))
+    def _decode(self, src: Tensor, prefixes: _Prefixes = None) -> list[list[Hypothesis]]:
+        return self._search(self._fastest(), src.to(self._device), prefixes)
 
-    def _search(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:
+    def _search(self, network: TranslationNetwork, src: Tensor, prefixes: _Prefixes = None) -> list[list[Hypothesis]]:
         """The search, here or in a worker; a network that is not prepared for bfloat16 computes in it all the same."""
         is_bf16 = self.precision == "bf16" and network is self.network
         with evaluating(network), torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):
-            return self.search(network, src)
+            return self.search(network, src, **({} if prefixes is None else {"prefixes": prefixes}))
 
     def _fastest(self) -> TranslationNetwork:
         """The network prepared or compiled for searches, or itself where it can be neither."""

@@ -579,8 +579,11 @@ def score_without_own_search(project: Path) -> None:
     content = read_config(project / "tiny.yaml")
     del content["model"]["search"]
     content["bleu"] |= {"beam_size": 3, "length_penalty": 2.0, "penalty_kind": "power"}
+    content["bleu"] |= {"stop_early": True, "allow_unknown": False, "no_repeat_ngram_size": 3}
     (project / "own.yaml").write_text(yaml.safe_dump(content))
-    succeed("fit", "--config", "own.yaml")
+    fitted = succeed("fit", "--config", "own.yaml")
+    given = "--beam_size 3 --length_penalty 2.0 --max_extra_length 2 --no_unknown --stop_early --penalty_kind power"
+    assert f"'a sentence' {given} --no_repeat_ngram_size 3\n" in fitted.err
     succeed("test", "--config", "run/config.yaml")
 
 

@@ -32,6 +32,7 @@ from lit_transformer.nn import Ensemble, Transformer
 from lit_transformer.serving.commands import serve_parser
 from lit_transformer.translate_command import translate_parser
 from lit_transformer.translator import Translator
+from lit_transformer.vocabulary import UNK_ID
 
 LINES = sentences(10, seed=8)
 needs_compiler = pytest.mark.skipif(not shutil.which("cc"), reason="needs a C compiler")
@@ -144,6 +145,23 @@ def test_a_line_of_5000_words_is_cut_as_the_help_says(tiny_run: Path) -> None:
     assert "line 1 has 4 tokens and is cut to 3" in translate(tiny_run, "--max_length", 3, "one two red").err
 
 
+@pytest.mark.parametrize("options", [["--beam_size", "1"], [], ["--n_best", "2"]])
+def test_translations_as_long_as_allowed_are_named(tiny_run: Path, options: list[str]) -> None:
+    text = "".join(f"{line}\n" for line in ["", *LINES])
+    finished = translate(tiny_run, "--max_extra_length", "1", *options, stdin=text)
+    tokenizer, out = Translator.from_pretrained(tiny_run).tokenizer, finished.out.splitlines()
+    numbered = [line.split("\t")[0::2] for line in out] if "--n_best" in options else enumerate(out, 1)
+    said = []
+    for number, found in numbered:
+        cap = len(tokenizer.encode_src([["", *LINES][int(number) - 1]])[0]) + 1
+        size = len(tokenizer.encode_tgt([found])[0]) - 1  # no BOS
+        assert size <= cap or not found
+        line = f"line {number}: the translation was closed at {cap} tokens, the longest allowed"
+        said += [line] if size == cap and line not in said else []
+    assert [line.removeprefix("lit-transformer: ") for line in finished.err.splitlines()] == said
+    assert 0 < len(said) < len(LINES)
+
+
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")
 def test_a_person_at_the_keyboard_is_told_how_to_end(
     tiny_run: Path,
@@ -200,10 +218,47 @@ def test_search_options_are_heard(tiny_run: Path) -> None:
     text = "".join(f"{line}\n" for line in LINES)
     for options, search in (
         (["--beam_size", "1"], {"beam_size": 1}),
+        (["--max_extra_length", "0"], {"max_extra_length": 0}),
+        (["--no_repeat_ngram_size", "1"], {"no_repeat_ngram_size": 1}),
+        (["--stop_early", "--length_penalty", "3"], {"stop_early": True, "length_penalty": 3.0}),
         (["--beam_size", "2", "--length_penalty", "3"], {"beam_size": 2, "length_penalty": 3.0}),
         (["--penalty_kind", "power", "--length_penalty", "-3"], {"penalty_kind": "power", "length_penalty": -3.0}),
     ):
         assert translate(tiny_run, *options, stdin=text).out.split("\n")[:-1] == expected(tiny_run, LINES, **search)
+
+
+def test_translations_begin_with_the_lines_of_a_file(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "begun").write_text("Hund\n\nrot und\n")
+    lines = ["one cat", "two", "red and blue"]
+    prefixes = ["Hund", "", "rot und"]
+    texts = [best[0].text for best in Translator.from_pretrained(tiny_run).translate(lines, prefixes)]
+    assert translate(tiny_run, *lines, "--prefix", tmp_path / "begun").out.splitlines() == texts
+    assert translate(tiny_run, *lines, "--prefix", "-", stdin="Hund\n\nrot und\n").out.splitlines() == texts
+    drawn = translate(tiny_run, *lines, "--prefix", tmp_path / "begun", "--sample").out.splitlines()
+    assert [line.startswith(prefix) for line, prefix in zip(drawn, prefixes, strict=True)] == [True] * 3
+    for arguments, words in (
+        (("--prefix", "-"), "--prefix and --input are both standard input"),
+        (("one", "--prefix", tmp_path / "nothing"), "--prefix"),
+        (("one", "--prefix", tmp_path / "begun"), "more prefixes than sentences"),
+        (("one", "--prefix", tmp_path / "begun", "--engine", "ctranslate2"), "--prefix is not possible with --engine"),
+    ):
+        assert_one_sentence(translate(tiny_run, *arguments, status=1), words)
+
+
+def test_the_unknown_token_can_be_left_out(tiny_run: Path, tmp_path: Path) -> None:
+    tokenizer = Translator.from_pretrained(tiny_run).tokenizer
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2, output_bias=True)
+    torch.nn.init.zeros_(network.projection.bias)
+    with torch.no_grad():
+        network.projection.bias[UNK_ID] = 50.0
+    folder = write_model(network, tokenizer, tmp_path / "unknowing")
+    short = ("one", "--max_extra_length", "3")
+    unknown = tokenizer.decode([UNK_ID] * 4)
+    assert translate(folder, *short).out == translate(folder, *short, "--sample").out == f"{unknown}\n"
+    found = expected(folder, ["one"], max_extra_length=3, allow_unknown=False)
+    assert found != [unknown]
+    assert translate(folder, *short, "--no_unknown").out.splitlines() == found
+    assert translate(folder, *short, "--no_unknown", "--sample").out != f"{unknown}\n"
 
 
 def test_scores_and_several_translations(tiny_run: Path) -> None:
@@ -488,6 +543,7 @@ def test_translations_can_be_drawn(tiny_run: Path) -> None:
         (["--top_k", "3"], "--top_k is for --sample"),
         (["--sample", "--beam_size", "3"], "leave --beam_size out"),
         (["--sample", "--length_penalty", "1"], "leave --length_penalty out"),
+        (["--sample", "--stop_early"], "leave --stop_early out"),
         (["--sample", "--engine", "ctranslate2"], "--sample is not possible with --engine ctranslate2"),
         (["--sample", "--temperature", "0"], "--temperature must be a number above 0, got 0.0"),
         (["--sample", "--top_p", "2"], "--top_p must be above 0 and at most 1, got 2.0"),

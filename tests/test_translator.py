@@ -28,7 +28,7 @@ from torch import nn
 from lit_transformer import translator as translator_file
 from lit_transformer.checkpoints import CheckpointError
 from lit_transformer.data import SubwordTokenizer
-from lit_transformer.decoding import BeamSearch, GreedySearch
+from lit_transformer.decoding import BeamSearch, GreedySearch, Search
 from lit_transformer.decoding.search import require_finite
 from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.interfaces import Hypothesis, InputError, SentencePair, Translation, TranslationBatch
@@ -184,6 +184,49 @@ def test_a_score_is_the_log_probability_over_the_penalty(translator: Translator)
     log_probs = translator.network(src, tgt[:, :-1]).log_softmax(-1)
     total = log_probs.gather(2, tgt[:, 1:, None]).sum().item()
     assert found.score == pytest.approx(total / ((5 + tgt.size(1) - 1) / 6) ** 0.6, abs=1e-4)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("search", [BeamSearch(n_best=2), GreedySearch()])
+def test_translations_begin_as_they_are_told_to(tiny_run: Path, num_workers: int, search: Any) -> None:
+    translator = Translator.from_pretrained(tiny_run, search=search, num_workers=num_workers)
+    lines = ["one cat", "two", "", "red and blue", "one cat"]
+    prefixes = ["Hund", "", "Haus", "  rot und rot ", "Ka"]
+    found = list(translator.translate(lines, iter(prefixes)))
+    free = list(translator.translate(lines))
+    assert [found[1], found[2]] == [free[1], free[2]]
+    for place in (0, 3, 4):
+        prefix = prefixes[place].strip()
+        assert all(one.text.startswith(prefix) for one in found[place])
+        assert not free[place][0].text.startswith(prefix)
+        (alone,) = translator.translate([lines[place]], [prefix])
+        assert [one.text for one in alone] == [one.text for one in found[place]]
+        assert [one.score for one in alone] == pytest.approx([one.score for one in found[place]], abs=1e-4)
+    ids = translator.tokenizer.encode_tgt(["Hund"])[0][1:-1]
+    src = torch.tensor(translator.tokenizer.encode_src(["one cat"]))
+    (expected,) = search(translator.network, src, [ids])
+    assert [one.score for one in found[0]] == pytest.approx([one.score for one in expected], abs=1e-4)
+
+
+def test_prefixes_that_cannot_be_are_told(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Search):
+        def __call__(self, network: Any, src: Any) -> Any:
+            return GreedySearch()(network, src)
+
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+    own = Translator.from_pretrained(tiny_run, search=Own())
+    assert own(["one cat"]) == ["eins Katze"]
+    with pytest.raises(InputError, match="Own begins no translation with a prefix"):
+        own.translate(["one"], ["eins"])
+    translator = Translator.from_pretrained(tiny_run, search=GreedySearch(max_extra_length=1))
+    with pytest.raises(InputError, match="takes a list of sentences"):
+        translator.translate(["one"], "eins")
+    with pytest.raises(InputError, match="line 3 has no prefix"):
+        list(translator.translate(["one", "two", "red"], ["eins", "zwei"]))
+    with pytest.raises(InputError, match="more prefixes than sentences, which are 3"):
+        list(translator.translate(["one", "two", "red"], ["", "", "", ""]))
+    with pytest.raises(InputError, match=r"line 3: the prefix has 4 tokens, and the translation may have 2; shorten"):
+        list(translator.translate(["one", "two", "red"], ["", "", "eins eins eins eins"]))
 
 
 def test_a_long_line_is_cut_and_named(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:

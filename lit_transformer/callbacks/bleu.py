@@ -40,8 +40,8 @@ class BLEUEvaluation(Callback):
     ``validate`` and ``test`` add TER, which is too slow for validations in between, and 95 % intervals by sacrebleu's
     bootstrap resampling, the same for every number of processes. Of several corpora they also score each on its own.
 
-    A ``search`` that the module was given is what is scored, as it is what ``predict`` writes; the four arguments of
-    the beam search count where it has none. A module of one's own needs ``LitTransformer``'s ``generate(src, search)``,
+    A ``search`` that the module was given is what is scored, as it is what ``predict`` writes; the arguments of the
+    beam search count where it has none. A module of one's own needs ``LitTransformer``'s ``generate(src, search)``,
     and the batches of its data ``sources``, ``references`` and ``indices``.
 
     Source: Vaswani et al. 2017, section 6.1, for beam size, length penalty and the longest translation.
@@ -64,6 +64,10 @@ class BLEUEvaluation(Callback):
             corpus too, with signatures, intervals, seed, checkpoints, versions and configuration.
         penalty_kind: ``gnmt`` for the length normalisation of the paper, ``power`` for that of fairseq, Marian and
             Hugging Face: length to the power of ``length_penalty``.
+        allow_unknown: Whether translations may hold the token for unknown words.
+        stop_early: Whether a sentence is done as soon as ``beam_size`` translations are finished, as in fairseq:
+            faster, but better ones may be missed.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation; 0 allows all.
 
     Raises:
         ValueError: If an argument is out of range, two metrics have one name, or sacrebleu has no such tokenization.
@@ -84,12 +88,23 @@ class BLEUEvaluation(Callback):
         every_n_validations: int = 1,
         output_path: str | os.PathLike[str] | None = None,
         penalty_kind: PenaltyKind = "gnmt",
+        allow_unknown: bool = True,
+        stop_early: bool = False,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if num_samples < 0 or every_n_validations < 0:
             raise ValueError(
                 f"num_samples and every_n_validations must be at least 0, got {num_samples} and {every_n_validations}"
             )
-        self.search = BeamSearch(beam_size, length_penalty, max_extra_length, penalty_kind=penalty_kind)
+        self.search = BeamSearch(
+            beam_size,
+            length_penalty,
+            max_extra_length,
+            allow_unknown=allow_unknown,
+            stop_early=stop_early,
+            penalty_kind=penalty_kind,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+        )
         own = named_metrics(metric)
         self.metrics: dict[str, Metric] = {
             "bleu": CorpusBLEU(tokenize),
@@ -317,8 +332,9 @@ class BLEUEvaluation(Callback):
             for key, value in self.scores.items()
             if key == f"test/{name}" or (key.startswith(f"test/{name}_") and f"test/{name}" not in self.scores)
         }
-        searched, drawn = ("beam_size", "length_penalty", "penalty_kind"), ("temperature", "top_k", "top_p", "seed")
-        names = (*searched, "max_extra_length", *drawn)
+        searched = ("beam_size", "length_penalty", "penalty_kind", "stop_early")
+        bounds = ("max_extra_length", "allow_unknown", "no_repeat_ngram_size")
+        names = (*searched, *bounds, "temperature", "top_k", "top_p", "seed")
         known = {name: getattr(search, name) for name in names if hasattr(search, name)}
         return {
             "scores": scores,

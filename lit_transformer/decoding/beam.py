@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -10,11 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_transformer.decoding.search import (
+    keep_to,
     likeliest,
     next_log_probs,
     output_caps,
-    require_extra_length,
+    padded_prefixes,
+    require_bounds,
     require_finite,
+    rule_out_repeats,
 )
 from lit_transformer.interfaces import Hypothesis, InputError, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID
@@ -62,7 +66,7 @@ class BeamSearch(Search):
     never narrows the beam. Finished hypotheses are ranked by ``score``. A sentence is done when ``is_finished``
     says so, by default when no open hypothesis can still get among its ``n_best`` best; done sentences leave the
     batch. At its cap (see :func:`output_caps`) a hypothesis can only be closed, with the log probability that the
-    network gives to EOS there: every hypothesis ends in EOS, and none is cut.
+    network gives to EOS there. So every hypothesis ends in EOS, but one that reaches its cap may lack its end.
 
     A beam of one is greedy search: there the first EOS ends the sentence.
 
@@ -84,12 +88,14 @@ class BeamSearch(Search):
             and CTranslate2: faster, but better ones may be missed.
         penalty_kind: ``"gnmt"`` for the penalty of the paper, ``"power"`` for length to the power of alpha, as in
             fairseq, Marian and Hugging Face.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation, BOS and EOS not counted; 0
+            allows all. What is ruled out keeps its share of the probability, as in fairseq and Hugging Face.
 
     Raises:
         InputError: If ``length_penalty`` does not lie between -10 and 10.
-        ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``max_extra_length`` negative, or
-            ``penalty_kind`` unknown; in a search, if a row of the source holds nothing but padding or the network gives
-            no finite log probability.
+        ValueError: If ``beam_size`` is below 1, ``n_best`` not in 1 to ``beam_size``, ``max_extra_length`` or
+            ``no_repeat_ngram_size`` negative, or ``penalty_kind`` unknown; in a search, if a row of the source holds
+            nothing but padding or the network gives no finite log probability.
 
     Example:
         >>> from lit_transformer.nn import Transformer
@@ -109,6 +115,7 @@ class BeamSearch(Search):
         allow_unknown: bool = True,
         stop_early: bool = False,
         penalty_kind: PenaltyKind = "gnmt",
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size must be 1 or more, got {beam_size}")
@@ -120,7 +127,7 @@ class BeamSearch(Search):
             )
         if penalty_kind not in get_args(PenaltyKind):
             raise ValueError(f"penalty_kind must be one of {', '.join(get_args(PenaltyKind))}, got {penalty_kind!r}")
-        require_extra_length(max_extra_length)
+        require_bounds(max_extra_length, no_repeat_ngram_size)
         self.beam_size = beam_size
         self.length_penalty = length_penalty
         self.max_extra_length = max_extra_length
@@ -128,6 +135,7 @@ class BeamSearch(Search):
         self.allow_unknown = allow_unknown
         self.stop_early = stop_early
         self.penalty_kind = penalty_kind
+        self.no_repeat_ngram_size = no_repeat_ngram_size
 
     def penalty(self, length: int | Tensor) -> float | Tensor:
         """The divisor for hypotheses of ``length`` tokens, EOS included; a number or a tensor, like ``length``."""
@@ -175,12 +183,22 @@ class BeamSearch(Search):
         attainable = torch.maximum(self.score(open_log_prob, length + 1), self.score(open_log_prob, caps))
         return attainable <= finished_scores[:, -1]
 
-    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
-        """The ``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, best first."""
+    def __call__(
+        self, network: TranslationNetwork, src: Int[Tensor, "B S"], prefixes: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """The ``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, best first.
+
+        Args:
+            network: Whose translations are searched.
+            src: Source ids, padded on the right.
+            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
+                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
+                what follows them.
+        """
         caps = output_caps(network, src, self.max_extra_length)
         if len(caps) == 0:
             return []
-        beams = _Beams(self, caps)
+        beams = _Beams(self, caps, padded_prefixes(prefixes, network, caps))
         state = network.start(src)
         while True:
             logits, state = network.step(beams.tokens.flatten(), state)
@@ -223,14 +241,15 @@ class _Beams:
     """The open and finished hypotheses of one batch on its way through the search.
 
     Prefixes are never copied: each step writes one token and one back-pointer for each place in the beam, and
-    ``hypotheses`` walks back through them once at the end.
+    ``hypotheses`` walks back through them once at the end. Only a search that forbids repeats carries them along.
 
     Args:
         search: Whose settings and decisions apply.
         caps: Tokens, EOS included, that each sentence may have ``(B,)``.
+        given: Tokens ``(B, P)`` that translations must begin with, PAD behind them; None if all are free.
     """
 
-    def __init__(self, search: BeamSearch, caps: Int[Tensor, "B"]) -> None:
+    def __init__(self, search: BeamSearch, caps: Int[Tensor, "B"], given: Int[Tensor, "B P"] | None = None) -> None:
         self.search = search
         self.length = 0
         self.sentences = torch.arange(len(caps), device=caps.device)  # open ones, by row of the source
@@ -238,6 +257,8 @@ class _Beams:
         self.shortest_cap = int(caps.min())
         self.tokens = caps.new_full((len(caps), 1), BOS_ID)  # one place at first: BOS is continued once
         self.log_probs = torch.zeros_like(self.tokens, dtype=torch.float32)
+        self.given = given
+        self.so_far = caps.new_empty(len(caps), 1, 0) if search.no_repeat_ngram_size > 0 else None
         self.first_rows = self.sentences.unsqueeze(1)  # of each open sentence, in the batch of the coming step
         self.finished = _Finished.nothing(caps, search.n_best)
         self.num_finished = torch.zeros_like(caps)
@@ -285,6 +306,10 @@ class _Beams:
         if self.length >= self.shortest_cap:
             at_cap = (self.caps == self.length).repeat_interleave(num_places)
         next_ones = next_log_probs(logits, at_cap, self.search.allow_unknown)
+        if self.so_far is not None:
+            rule_out_repeats(next_ones, self.so_far.flatten(0, 1), self.search.no_repeat_ngram_size)
+        if self.given is not None and self.length <= self.given.size(1):
+            keep_to(next_ones, logits, self.given[:, self.length - 1].repeat_interleave(num_places))
         width = min(beam_size + 1 if num_places > 1 else 2 * beam_size, next_ones.size(1))
         values, tokens = likeliest(next_ones, width)  # of each row; the best of the sentence are among them
         totals = (self.log_probs.unsqueeze(2) + values.view(-1, num_places, width)).flatten(1)
@@ -317,6 +342,9 @@ class _Beams:
         self.tokens = tokens[:, :beam_size].masked_fill(self.log_probs == -float("inf"), EOS_ID)
         self.all_tokens[self.length - 1].index_copy_(0, self.sentences, self.tokens)
         self.all_parents[self.length - 1].index_copy_(0, self.sentences, parents)
+        if self.so_far is not None:
+            before = self.so_far.gather(1, parents.unsqueeze(2).expand(-1, -1, self.so_far.size(2)))
+            self.so_far = torch.cat((before, self.tokens.unsqueeze(2)), dim=2)
         rows = self.first_rows + parents
         if self.length == 1:
             self.first_rows = self.first_rows * beam_size
@@ -330,6 +358,8 @@ class _Beams:
         self.finished = _Finished(*(values[stay] for values in self.finished))
         self.sentences, self.caps, self.num_finished = self.sentences[stay], self.caps[stay], self.num_finished[stay]
         self.tokens, self.log_probs = self.tokens[stay], self.log_probs[stay]
+        self.so_far = None if self.so_far is None else self.so_far[stay]
+        self.given = None if self.given is None else self.given[stay]
         self.first_rows = self.first_rows[: len(stay)]
         self.shortest_cap = int(self.caps.min()) if len(stay) else 0
         return stay

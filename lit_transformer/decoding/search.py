@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_transformer.errors import NoTranslationError
+from lit_transformer.errors import InputError, NoTranslationError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationNetwork
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 
@@ -74,6 +75,81 @@ def next_log_probs(
     return log_probs
 
 
+def rule_out_repeats(log_probs: Float[Tensor, "R V"], prefixes: Int[Tensor, "R L"], ngram_size: int) -> None:
+    """Puts at minus infinity, in place, the tokens that would end an n-gram that their hypothesis has already.
+
+    Args:
+        log_probs: Log probabilities ``(R, V)`` of the next token, PAD at minus infinity.
+        prefixes: The tokens ``(R, L)`` of each hypothesis so far, without BOS.
+        ngram_size: Tokens of an n-gram, at least 1.
+
+    Example:
+        >>> log_probs = torch.tensor([[-float("inf"), -1.0, -1.0, -1.0, -1.0, -1.0]])
+        >>> rule_out_repeats(log_probs, torch.tensor([[4, 5, 3, 4]]), ngram_size=2)
+        >>> log_probs
+        tensor([[-inf, -1., -1., -1., -1., -inf]])
+    """
+    length = prefixes.size(1)
+    if length < ngram_size:
+        return
+    ngrams = prefixes.unfold(1, ngram_size, 1)
+    beginning = prefixes[:, length - ngram_size + 1 :].unsqueeze(1)  # of the n-gram that comes next
+    is_known = (ngrams[:, :, :-1] == beginning).all(dim=2)
+    log_probs.scatter_(1, ngrams[:, :, -1].where(is_known, PAD_ID), -float("inf"))  # PAD never follows anyway
+
+
+def require_prefixes(search: Search) -> None:
+    """Checks that a search can begin translations with tokens that are given.
+
+    Raises:
+        InputError: If its ``__call__`` has no argument ``prefixes``.
+    """
+    if "prefixes" not in inspect.signature(search.__call__).parameters:
+        raise InputError(
+            f"{type(search).__name__} begins no translation with a prefix: take BeamSearch, GreedySearch or "
+            "SamplingSearch, or leave the prefixes out"
+        )
+
+
+def padded_prefixes(
+    prefixes: Sequence[Sequence[int]] | None, network: TranslationNetwork, caps: Int[Tensor, "B"]
+) -> Int[Tensor, "B P"] | None:
+    """The tokens that translations must begin with ``(B, P)``, padded on the right; None if there are none.
+
+    Raises:
+        ValueError: If there is not one prefix for each of the caps ``(B,)``, one leaves no room for EOS, or one holds
+            PAD, BOS, EOS or what is no token of the network.
+    """
+    if prefixes is None:
+        return None
+    if len(prefixes) != len(caps):
+        raise ValueError(f"there are {len(prefixes)} prefixes for {len(caps)} sentences; give one for each")
+    if not any(prefixes):
+        return None
+    for row, (prefix, cap) in enumerate(zip(prefixes, caps.tolist(), strict=True)):
+        if len(prefix) >= cap:
+            raise ValueError(f"the prefix of src row {row} has {len(prefix)} tokens, but may have {cap - 1}")
+        for token in prefix:
+            if token in (PAD_ID, BOS_ID, EOS_ID) or not 0 <= token < network.vocab_size:
+                raise ValueError(f"the prefix of src row {row} holds {token}, which cannot stand in a translation")
+    width = max(map(len, prefixes))
+    return caps.new_tensor([[*prefix, *[PAD_ID] * (width - len(prefix))] for prefix in prefixes])
+
+
+def keep_to(log_probs: Float[Tensor, "R V"], logits: Float[Tensor, "R V"], given: Int[Tensor, "R"]) -> None:
+    """Leaves, in place, one token to the rows that one is given to, whatever else is ruled out.
+
+    Args:
+        log_probs: Log probabilities ``(R, V)`` of the next token, PAD at minus infinity.
+        logits: The network's scores ``(R, V)``, of which the token keeps its log probability.
+        given: The token ``(R,)`` of each row, PAD for rows that are free.
+    """
+    is_given, given = (given != PAD_ID).unsqueeze(1), given.unsqueeze(1)
+    kept = logits.log_softmax(dim=-1, dtype=torch.float32).gather(1, given)
+    log_probs.masked_fill_(is_given, -float("inf"))
+    log_probs.scatter_(1, given, kept.masked_fill(~is_given, -float("inf")))
+
+
 def likeliest(log_probs: Float[Tensor, "R V"], count: int) -> tuple[Float[Tensor, "R C"], Int[Tensor, "R C"]]:
     """The ``count`` greatest of each row ``(R, V)``, greatest first, and where they stand: what ``topk`` gives.
 
@@ -105,14 +181,18 @@ def likeliest(log_probs: Float[Tensor, "R V"], count: int) -> tuple[Float[Tensor
     return values, indices.gather(1, places)
 
 
-def require_extra_length(max_extra_length: int) -> None:
-    """Checks how much longer than its source a translation may get.
+def require_bounds(max_extra_length: int, no_repeat_ngram_size: int) -> None:
+    """Checks how much longer than its source a translation may get, and which n-grams it may not repeat.
 
     Raises:
-        ValueError: If ``max_extra_length`` is negative.
+        ValueError: If one of the two is negative.
     """
-    if max_extra_length < 0:
-        raise ValueError(f"max_extra_length must be 0 tokens or more, got {max_extra_length}")
+    for name, value in {
+        "max_extra_length": max_extra_length,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+    }.items():
+        if value < 0:
+            raise ValueError(f"{name} must be 0 tokens or more, got {value}")
 
 
 def require_finite(hypotheses: list[list[Hypothesis]]) -> list[list[Hypothesis]]:
@@ -138,9 +218,11 @@ class GreedySearch(Search):
     Args:
         max_extra_length: Tokens that a translation may have more than its source.
         allow_unknown: Whether UNK may be generated. PAD and BOS never are.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation, BOS and EOS not counted; 0
+            allows all. What is ruled out keeps its share of the probability, as in fairseq and Hugging Face.
 
     Raises:
-        ValueError: If ``max_extra_length`` is negative; in a search, if a row of the source holds nothing but
+        ValueError: If a number is negative; in a search, if a row of the source holds nothing but
             padding or the network gives no finite log probability.
 
     Example:
@@ -152,15 +234,26 @@ class GreedySearch(Search):
         [1, 1]
     """
 
-    def __init__(self, max_extra_length: int = 50, allow_unknown: bool = True) -> None:
-        require_extra_length(max_extra_length)
+    def __init__(self, max_extra_length: int = 50, allow_unknown: bool = True, no_repeat_ngram_size: int = 0) -> None:
+        require_bounds(max_extra_length, no_repeat_ngram_size)
         self.max_extra_length = max_extra_length
         self.allow_unknown = allow_unknown
+        self.no_repeat_ngram_size = no_repeat_ngram_size
         self.n_best = 1  # a greedy search has no second best
 
-    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
-        """One hypothesis for each of the ``B`` source sentences ``(B, S)``."""
-        return _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, lambda x: likeliest(x, 1))
+    def __call__(
+        self, network: TranslationNetwork, src: Int[Tensor, "B S"], prefixes: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """One hypothesis for each of the ``B`` source sentences ``(B, S)``.
+
+        Args:
+            network: Whose translations are searched.
+            src: Source ids, padded on the right.
+            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
+                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
+                what follows them.
+        """
+        return _one_token_at_a_time(network, src, prefixes, self, lambda log_probs: likeliest(log_probs, 1))
 
 
 class SamplingSearch(Search):
@@ -180,6 +273,8 @@ class SamplingSearch(Search):
         max_extra_length: Tokens that a translation may have more than its source.
         allow_unknown: Whether UNK may be drawn. PAD and BOS never are.
         seed: Decides what is drawn.
+        no_repeat_ngram_size: No n-gram of so many tokens occurs twice in a translation, BOS and EOS not counted; 0
+            allows all. The next token is drawn among the others.
 
     Raises:
         ValueError: If an argument is out of range; in a search, if a row of the source holds nothing but padding or the
@@ -203,6 +298,7 @@ class SamplingSearch(Search):
         max_extra_length: int = 50,
         allow_unknown: bool = True,
         seed: int = 0,
+        no_repeat_ngram_size: int = 0,
     ) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a number above 0, got {temperature}")
@@ -212,18 +308,29 @@ class SamplingSearch(Search):
             raise ValueError(f"top_p must be above 0 and at most 1, got {top_p}")
         if n_best < 1:
             raise ValueError(f"n_best must be 1 or more, got {n_best}")
-        require_extra_length(max_extra_length)
+        require_bounds(max_extra_length, no_repeat_ngram_size)
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.n_best, self.seed = n_best, seed
         self.max_extra_length, self.allow_unknown = max_extra_length, allow_unknown
+        self.no_repeat_ngram_size = no_repeat_ngram_size
 
     @property
     def beam_size(self) -> int:
         """Rows that each sentence takes, as in a beam search."""
         return self.n_best
 
-    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
-        """``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, with the network's probabilities."""
+    def __call__(
+        self, network: TranslationNetwork, src: Int[Tensor, "B S"], prefixes: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Hypothesis]]:
+        """``n_best`` hypotheses for each of the ``B`` source sentences ``(B, S)``, with the network's probabilities.
+
+        Args:
+            network: Whose translations are searched.
+            src: Source ids, padded on the right.
+            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
+                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
+                what follows them.
+        """
         content = f"{self.seed} {src.tolist()}".encode()
         seed = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
         generator = torch.Generator(src.device).manual_seed(seed)
@@ -235,7 +342,7 @@ class SamplingSearch(Search):
             winner = chances.argmax(dim=1, keepdim=True)  # also of broken scores
             return values.gather(1, winner), tokens.gather(1, winner)
 
-        found = _one_token_at_a_time(network, src, self.max_extra_length, self.allow_unknown, draw, self.n_best)
+        found = _one_token_at_a_time(network, src, prefixes, self, draw, self.n_best)
         return [sorted(drawn, key=lambda one: -one.log_prob) for drawn in found]
 
     def candidates(
@@ -266,19 +373,23 @@ class SamplingSearch(Search):
 def _one_token_at_a_time(
     network: TranslationNetwork,
     src: Int[Tensor, "B S"],
-    max_extra_length: int,
-    allow_unknown: bool,
+    prefixes: Sequence[Sequence[int]] | None,
+    search: GreedySearch | SamplingSearch,
     choose: Callable[[Float[Tensor, "R V"]], tuple[Float[Tensor, "R 1"], Int[Tensor, "R 1"]]],
     copies: int = 1,
 ) -> list[list[Hypothesis]]:
     """Continues each of ``copies`` hypotheses of each sentence by the token that is chosen, until it is EOS."""
-    caps = output_caps(network, src, max_extra_length).repeat_interleave(copies)
+    caps = output_caps(network, src, search.max_extra_length)
     if len(caps) == 0:
         return []
+    given = padded_prefixes(prefixes, network, caps)
+    given = None if given is None else given.repeat_interleave(copies, dim=0)
+    caps = caps.repeat_interleave(copies)
     limits, places = caps.tolist(), list(range(len(caps)))  # hypotheses of the open rows
     found: list[list[int]] = [[] for _ in limits]
     log_probs = [0.0] * len(limits)
     state, tokens, length = network.start(src), src.new_full((len(limits),), BOS_ID), 0
+    so_far = src.new_empty(len(limits), 0) if search.no_repeat_ngram_size > 0 else None
     if copies > 1:
         state = state.select(torch.arange(len(src), device=src.device).repeat_interleave(copies))
     while places:
@@ -286,7 +397,14 @@ def _one_token_at_a_time(
         logits, state = network.step(tokens, state)
         last = [limits[place] == length for place in places]
         at_cap = torch.tensor(last, device=src.device) if any(last) else None
-        values, tokens = (column.squeeze(1) for column in choose(next_log_probs(logits, at_cap, allow_unknown)))
+        next_ones = next_log_probs(logits, at_cap, search.allow_unknown)
+        if so_far is not None:
+            rule_out_repeats(next_ones, so_far, search.no_repeat_ngram_size)
+        if given is not None and length <= given.size(1):
+            keep_to(next_ones, logits, given[:, length - 1])
+        values, tokens = (column.squeeze(1) for column in choose(next_ones))
+        if so_far is not None:
+            so_far = torch.cat((so_far, tokens.unsqueeze(1)), dim=1)
         still_open = []
         for row, (token, value) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True)):
             log_probs[places[row]] += value
@@ -296,6 +414,8 @@ def _one_token_at_a_time(
         if 0 < len(still_open) < len(places):
             rows = torch.tensor(still_open, device=src.device)
             state, tokens = state.select(rows), tokens[rows]
+            so_far = None if so_far is None else so_far[rows]
+            given = None if given is None else given[rows]
         places = [places[row] for row in still_open]
     results = [Hypothesis(tokens, value, value) for tokens, value in zip(found, log_probs, strict=True)]
     return require_finite([results[start : start + copies] for start in range(0, len(results), copies)])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor
 from lit_transformer.interfaces import Hypothesis, InputError, TranslationNetwork
 
 _Found = list[list[Hypothesis]]
-_Searches = Callable[[TranslationNetwork, Tensor], list[list[Hypothesis]]]  # as a Search is called
+_Searches = Callable[..., _Found]  # as a Search is called
+_Prefixes = list[list[int]] | None
 _MOST = 16  # workers that are started without being asked for
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container that this process runs in
-_searcher: Callable[[Tensor], _Found]  # of a worker process
+_searcher: Callable[..., _Found]  # of a worker process
 
 
 def possible_workers() -> int:
@@ -87,12 +89,16 @@ class SearchWorkers:
         context = multiprocessing.get_context("fork")  # passes everything on as it is, without a copy
         self._pool = ProcessPoolExecutor(num_workers, context, _begin, (search, network, os.getpid()))
 
-    def submit(self, src: Tensor) -> Callable[[], _Found]:
-        """Queues the source ids ``(B, S)``; returns a function that waits for their hypotheses."""
+    def submit(self, src: Tensor, prefixes: _Prefixes = None) -> Callable[[], _Found]:
+        """Queues the source ids ``(B, S)``, and what their translations must begin with, if that is given.
+
+        Returns:
+            A function that waits for the hypotheses.
+        """
         with warnings.catch_warnings():  # about threads: torch's are idle, and a worker uses none of them
             warnings.filterwarnings("ignore", ".*multi-threaded, use of fork.*", DeprecationWarning)
             try:
-                return _waiter(self._pool.submit(_search, src.tolist()))
+                return _waiter(self._pool.submit(_search, src.tolist(), prefixes))
             except BrokenProcessPool:
                 raise InputError(_DIED) from None
             except OSError as error:
@@ -123,7 +129,7 @@ def _begin(search: _Searches, network: TranslationNetwork, parent: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
-    _searcher = lambda src: search(network, src)  # noqa: E731
+    _searcher = partial(search, network)
 
 
 def _end_with(parent: int) -> None:
@@ -137,5 +143,5 @@ def _end_with(parent: int) -> None:
 
 
 @torch.inference_mode()
-def _search(rows: list[list[int]]) -> _Found:
-    return _searcher(torch.tensor(rows))
+def _search(rows: list[list[int]], prefixes: _Prefixes) -> _Found:
+    return _searcher(torch.tensor(rows), **({} if prefixes is None else {"prefixes": prefixes}))

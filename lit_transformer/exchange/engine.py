@@ -23,7 +23,7 @@ from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.ctranslate import export_ctranslate2, package
 from lit_transformer.exchange.tokenizer_files import tokenizer_from_files
-from lit_transformer.interfaces import Hypothesis, InputError, Search
+from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation
 from lit_transformer.json_files import read_json
 from lit_transformer.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, local_folder, weights_of
 from lit_transformer.nn.products import Precision, check_precision
@@ -66,8 +66,8 @@ class CTranslate2Translator(Translator):
     CTranslate2 stops at a number of finished hypotheses and knows another length penalty. So it is asked for more
     hypotheses than needed, without penalty, and they are ranked by our score. A sentence that reaches the longest
     length allowed is closed with EOS, as our search does it. What is left of differences are ties up to rounding, and
-    hypotheses that would be finished only after ``3 * beam_size`` others. With ``allow_unknown=False`` scores differ a
-    little, since UNK then takes no part in the engine's probabilities.
+    hypotheses that would be finished only after ``3 * beam_size`` others. With ``allow_unknown=False`` and with
+    ``no_repeat_ngram_size`` scores differ, since what is ruled out takes no part in the engine's probabilities.
 
     Args:
         folder: A folder that ``export --format ctranslate2`` wrote.
@@ -160,6 +160,12 @@ class CTranslate2Translator(Translator):
         """Not possible: the weights are CTranslate2's."""
         raise InputError(f"{self.folder} is for CTranslate2 and cannot be written in another format")
 
+    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[list[Translation]]:
+        """As with the engine torch, but without prefixes, whose log probabilities CTranslate2 does not count."""
+        if prefixes is not None:
+            raise InputError("the engine ctranslate2 takes no prefixes: leave them out, or take the engine torch")
+        return super().translate(texts)
+
     def _suitable_workers(self, window: list[str]) -> int:
         """One: the engine has threads, no processes. How many they are is settled here."""
         cores = possible_workers() if self._device_name == "cpu" and len(window) >= _MANY else 1
@@ -200,11 +206,10 @@ class CTranslate2Translator(Translator):
                 f"{self.folder} cannot be loaded by CTranslate2: {error}; if it is damaged, {remedy}"
             ) from None
 
-    def _later(self, src: Tensor) -> Callable[[], list[list[Hypothesis]]]:
+    def _later(self, src: Tensor, prefixes: list[list[int]] | None = None) -> Callable[[], list[list[Hypothesis]]]:
         """Hands a batch ``(B, S)`` to the engine at once; the result is waited for when it is called."""
         rows = [[self._tokens[number] for number in row if number != PAD_ID] for row in src.tolist()]
-        extra: int = self.search.max_extra_length  # type: ignore[attr-defined]
-        caps = [min(len(row) + extra, self._longest) for row in rows]
+        caps = [self._cap(len(row)) for row in rows]
         futures = self._translate(rows, max(caps) - 1, asynchronous=True)
 
         def wait() -> list[list[Hypothesis]]:
@@ -216,7 +221,7 @@ class CTranslate2Translator(Translator):
 
         return wait
 
-    def _decode(self, src: Tensor) -> list[list[Hypothesis]]:
+    def _decode(self, src: Tensor, prefixes: list[list[int]] | None = None) -> list[list[Hypothesis]]:
         return self._later(src)()
 
     def _translate(self, rows: list[list[str]], length: int, **options: Any) -> Any:
@@ -229,6 +234,7 @@ class CTranslate2Translator(Translator):
             max_decoding_length=max(1, length),
             max_input_length=0,
             disable_unk=not self.search.allow_unknown,  # type: ignore[attr-defined]
+            no_repeat_ngram_size=self.search.no_repeat_ngram_size,  # type: ignore[attr-defined]
             return_end_token=True,
             return_scores=True,
             **several,

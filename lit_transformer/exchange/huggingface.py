@@ -83,6 +83,8 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
     if isinstance(search, BeamSearch):
         if not search.allow_unknown:
             content["suppress_tokens"] = [PAD_ID, UNK_ID, BOS_ID]
+        if search.no_repeat_ngram_size > 0:
+            content["no_repeat_ngram_size"] = search.no_repeat_ngram_size
         if search.beam_size > 1:
             content["num_beams"] = search.beam_size
             content["length_penalty"] = search.length_penalty * _steepness(search.penalty_kind)

@@ -17,6 +17,7 @@ from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     CommandParser,
     add_engine_options,
+    add_extra_length_option,
     add_penalty_options,
     command_parser,
     device_of,
@@ -64,6 +65,7 @@ def serve_parser() -> CommandParser:
     )
     parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
     add_penalty_options(parser)
+    add_extra_length_option(parser)
     parser.add_argument("--max_length", type=positive, default=512, help="longest text in tokens (default: 512)")
     parser.add_argument("--max_texts", type=positive, default=64, help="texts in one request (default: 64)")
     parser.add_argument("--max_batch_size", type=positive, default=32, help="texts translated together (default: 32)")
@@ -170,6 +172,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         beam_size=options.beam_size,
         length_penalty=options.length_penalty,
         penalty_kind=options.penalty_kind,
+        max_extra_length=options.max_extra_length,
         max_length=options.max_length,
         precision=options.precision,
         device=device_of(options),

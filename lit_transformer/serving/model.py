@@ -44,6 +44,7 @@ class ModelSettings:
         device: Where to translate.
         num_threads: Threads of one worker on the CPU.
         engine: ``torch`` or ``ctranslate2``.
+        max_extra_length: Tokens that a translation may have more than its source.
     """
 
     checkpoint: str
@@ -56,6 +57,7 @@ class ModelSettings:
     num_threads: int = 1
     engine: Engine = "torch"
     run: str | None = None
+    max_extra_length: int = 50
 
 
 class ServedModel:
@@ -85,7 +87,12 @@ class ServedModel:
                 "%s is gone: this worker serves %s, others may serve other weights", settings.checkpoint, checkpoint
             )
         search_class = TimedSearch if settings.engine == "torch" else BeamSearch  # others cannot be interrupted
-        search = search_class(settings.beam_size, settings.length_penalty, penalty_kind=settings.penalty_kind)
+        search = search_class(
+            settings.beam_size,
+            settings.length_penalty,
+            settings.max_extra_length,
+            penalty_kind=settings.penalty_kind,
+        )
         translator = load_translator(
             checkpoint,
             settings.engine,
@@ -94,6 +101,7 @@ class ServedModel:
             precision=settings.precision,
             num_workers=1,
         )
+        translator.names_lines = False  # which would be places in a batch of several clients
         return cls(translator.to(settings.device), limits)
 
     def describe(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,13 +28,15 @@ class TimedSearch(BeamSearch):
     deadline = math.inf
     is_forgotten: Callable[[], bool] = staticmethod(bool)  # nobody ever goes
 
-    def __call__(self, network: TranslationNetwork, src: Int[Tensor, "B S"]) -> list[list[Hypothesis]]:
+    def __call__(
+        self, network: TranslationNetwork, src: Int[Tensor, "B S"], prefixes: Sequence[Sequence[int]] | None = None
+    ) -> list[list[Hypothesis]]:
         """What the beam search finds.
 
         Raises:
             TimeUpError: If before that its time is over, or nobody waits for it any more.
         """
-        return super().__call__(_Timed(network, self), src)
+        return super().__call__(_Timed(network, self), src, prefixes)
 
 
 class _Timed(TranslationNetwork):

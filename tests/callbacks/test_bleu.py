@@ -198,6 +198,9 @@ def test_search_arguments_reach_the_search() -> None:
     search = BLEUEvaluation(beam_size=2, length_penalty=1.5, max_extra_length=7).search
     assert (search.beam_size, search.length_penalty, search.max_extra_length) == (2, 1.5, 7)
     assert (search.penalty_kind, BLEUEvaluation(penalty_kind="power").search.penalty_kind) == ("gnmt", "power")
+    assert (search.allow_unknown, BLEUEvaluation(allow_unknown=False).search.allow_unknown) == (True, False)
+    assert (search.no_repeat_ngram_size, BLEUEvaluation(no_repeat_ngram_size=3).search.no_repeat_ngram_size) == (0, 3)
+    assert (search.stop_early, BLEUEvaluation(stop_early=True).search.stop_early) == (False, True)
 
 
 def test_bad_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

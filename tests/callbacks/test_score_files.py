@@ -161,7 +161,10 @@ def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pyt
         "beam_size": 4,
         "length_penalty": 0.6,
         "penalty_kind": "gnmt",
+        "stop_early": False,
         "max_extra_length": 50,
+        "allow_unknown": True,
+        "no_repeat_ngram_size": 0,
     }
     assert content["num_sentences"] == 7
     assert (content["device"], content["precision"]) == ("1 x cpu", "32-true")

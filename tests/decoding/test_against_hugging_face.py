@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_networks import sources
+from toy_networks import has_no_repeats, sources
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, MarianConfig, MarianMTModel
 
 from lit_transformer.decoding import BeamSearch, GreedySearch
@@ -146,6 +146,28 @@ def test_greedy_search_finds_the_same(network):
         src = sources(*[length] * 6, seed=length, vocab_size=VOCAB_SIZE)
         found = [hypothesis.tokens for (hypothesis,) in GreedySearch(EXTRA)(network, src)]
         assert found == generate(network, src, length, num_beams=1)[0]
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@torch.no_grad()
+def test_searches_without_repeats_find_the_same(network, ngram_size):
+    beam = WordPower(4, 1.0, EXTRA, n_best=3, no_repeat_ngram_size=ngram_size)
+    greedy = GreedySearch(EXTRA, no_repeat_ngram_size=ngram_size)
+    for length in (5, 8):
+        src = sources(*[length] * 6, seed=length, vocab_size=VOCAB_SIZE)
+        found = [hypothesis for hypotheses in beam(network, src) for hypothesis in hypotheses]
+        options = {"num_return_sequences": 3, "length_penalty": 1.0, "early_stopping": "never"}
+        sequences, scores = generate(network, src, length, num_beams=4, no_repeat_ngram_size=ngram_size, **options)
+        assert [hypothesis.tokens for hypothesis in found] == sequences
+        torch.testing.assert_close(torch.tensor([hypothesis.score for hypothesis in found]), scores)
+        taken = [hypothesis.tokens for (hypothesis,) in greedy(network, src)]
+        assert taken == generate(network, src, length, num_beams=1, no_repeat_ngram_size=ngram_size)[0]
+
+
+@torch.no_grad()
+def test_without_a_ban_there_are_repeats(network):
+    src = sources(*[8] * 6, seed=8, vocab_size=VOCAB_SIZE)
+    assert not all(has_no_repeats(tuple(one.tokens), 2) for (one,) in GreedySearch(EXTRA)(network, src))
 
 
 @torch.no_grad()

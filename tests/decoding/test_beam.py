@@ -5,7 +5,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_networks import PrefixNetwork, assert_same, enumerate_all, gnmt, plain_beam_search, real_tokens, sources
+from toy_networks import (
+    PrefixNetwork,
+    assert_same,
+    begins_with,
+    enumerate_all,
+    gnmt,
+    has_no_repeats,
+    plain_beam_search,
+    real_tokens,
+    sources,
+)
 
 from lit_transformer.decoding import BeamSearch, GreedySearch, length_penalty
 from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
@@ -73,6 +83,96 @@ def test_equals_a_plain_beam_search(alpha, beam_size, stop_early):
         for source, found in zip(real_tokens(src), search(network, src), strict=True):
             expected, _ = plain_beam_search(network, source, len(source) + 3, beam_size, gnmt(alpha), stop_early)
             assert_same(found, expected[:n_best])
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_the_best_of_all_translations_without_repeats(ngram_size, alpha):
+    num_changed = 0
+    for seed, eos_bias in itertools.product(range(4), (-2.0, 0.0)):
+        network, src = PrefixNetwork(5, seed, eos_bias=eos_bias), sources(4, 1, 2, seed=seed)
+        results = BeamSearch(64, alpha, 2, n_best=64, no_repeat_ngram_size=ngram_size)(network, src)
+        for source, found in zip(real_tokens(src), results, strict=True):
+            every = enumerate_all(network, source, len(source) + 2, gnmt(alpha))
+            expected = [one for one in every if has_no_repeats(one[2], ngram_size)]
+            assert_same(found, expected)
+            num_changed += expected != every
+    assert num_changed > 5
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@pytest.mark.parametrize("beam_size", [1, 3, 4])
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_equals_a_plain_beam_search_without_repeats(ngram_size, beam_size, stop_early):
+    for seed, vocab_size in itertools.product(range(8), (5, 9)):  # of two words and EOS, places stay empty
+        network, src = PrefixNetwork(vocab_size, seed, eos_bias=-2.0), sources(3, 1, 6, 4, seed=seed)
+        search = BeamSearch(beam_size, 0.6, 3, beam_size, stop_early=stop_early, no_repeat_ngram_size=ngram_size)
+        for source, found in zip(real_tokens(src), search(network, src), strict=True):
+            expected, _ = plain_beam_search(
+                network,
+                source,
+                len(source) + 3,
+                beam_size,
+                gnmt(0.6),
+                stop_early,
+                allowed=lambda tokens: has_no_repeats(tokens, ngram_size),
+            )
+            assert_same(found, expected[:beam_size])
+
+
+PREFIXES = [(4, UNK_ID, 4), (), (UNK_ID,), (4, 4)]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("options", [{}, {"allow_unknown": False}])
+def test_the_best_of_all_translations_that_begin_with_a_prefix(alpha, options):
+    for seed, eos_bias in itertools.product(range(4), (-2.0, 0.0, 2.0)):
+        network, src = PrefixNetwork(5, seed, eos_bias=eos_bias), sources(3, 1, 2, 4, seed=seed)
+        results = BeamSearch(64, alpha, 2, n_best=64, **options)(network, src, PREFIXES)
+        for source, found, prefix in zip(real_tokens(src), results, PREFIXES, strict=True):
+            every = enumerate_all(network, source, len(source) + 2, gnmt(alpha))
+            expected = [one for one in every if one[2][: len(prefix)] == prefix]
+            if options:  # what follows the prefix
+                expected = [one for one in expected if UNK_ID not in one[2][len(prefix) :]]
+            assert_same(found, expected)
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 4])
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_equals_a_plain_beam_search_with_prefixes(beam_size, stop_early):
+    for seed, eos_bias in itertools.product(range(8), (-2.0, 0.0, 1.5)):
+        network, src = PrefixNetwork(9, seed, eos_bias=eos_bias), sources(3, 1, 6, 4, seed=seed)
+        prefixes = [(7, 5), (), (4, 8, 5, 5, 6), (UNK_ID,)]
+        search = BeamSearch(beam_size, 0.6, 3, n_best=beam_size, stop_early=stop_early)
+        greedy = GreedySearch(3)(network, src, prefixes)
+        results = search(network, src, prefixes)
+        assert results == search(network, src, [list(prefix) for prefix in prefixes])
+        for source, found, (one,), prefix in zip(real_tokens(src), results, greedy, prefixes, strict=True):
+            plain = {"stop_early": stop_early, "allowed": lambda tokens, prefix=prefix: begins_with(tokens, prefix)}
+            cap = len(source) + 3
+            expected, _ = plain_beam_search(network, source, cap, beam_size, gnmt(0.6), **plain)
+            assert_same(found, expected[:beam_size])
+            assert_same([one], plain_beam_search(network, source, cap, 1, gnmt(0.0), **plain)[0])
+
+
+def test_a_prefix_may_repeat_what_nothing_after_it_may():
+    network, src, prefix = PrefixNetwork(6, eos_bias=-2.0), sources(4), (4, 4, 5, 4, 4)
+    for ngram_size in (1, 2):
+        (found,) = BeamSearch(8, 0.6, 4, n_best=8, no_repeat_ngram_size=ngram_size)(network, src, [prefix])
+        every = enumerate_all(network, real_tokens(src)[0], 8, gnmt(0.6))
+        begun = [one for one in every if one[2][:5] == prefix]
+        new = [range(max(5, ngram_size - 1), len(tokens)) for _, _, tokens in begun]
+        ends = [
+            [tokens[end - ngram_size + 1 : end + 1] in _ngrams(tokens[:end], ngram_size) for end in places]
+            for (_, _, tokens), places in zip(begun, new, strict=True)
+        ]
+        expected = [one for one, repeats in zip(begun, ends, strict=True) if not any(repeats)]
+        assert len(expected) < len(begun)
+        assert_same(found, expected[:8])
+
+
+def _ngrams(tokens, size):
+    return {tokens[start : start + size] for start in range(len(tokens) - size + 1)}
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
@@ -210,6 +310,7 @@ def test_hypotheses_are_well_formed(lengths, vocab_size, beam_size, data):
         ({"beam_size": 0}, "beam_size must be 1 or more, got 0"),
         ({"n_best": 0}, "n_best must lie between 1 and beam_size=4, got 0"),
         ({"beam_size": 2, "n_best": 3}, "n_best must lie between 1 and beam_size=2, got 3"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be 0 tokens or more, got -1"),
         ({"length_penalty": math.nan}, "length_penalty must lie between -10 and 10, got nan"),
     ],
 )

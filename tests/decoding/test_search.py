@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from toy_networks import PrefixNetwork, real_tokens, sources
+from toy_networks import PrefixNetwork, has_no_repeats, real_tokens, sources
 
 from lit_transformer.decoding import BeamSearch, GreedySearch, SamplingSearch, Search
 from lit_transformer.decoding.search import likeliest, next_log_probs, output_caps
@@ -11,11 +11,12 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID, PAD_ID, UNK_ID
 NEVER = -float("inf")
 
 
-def plain_greedy(network, source, cap, banned=(PAD_ID, BOS_ID)):
+def plain_greedy(network, source, cap, banned=(PAD_ID, BOS_ID), ngram_size=99):
     tokens, total = (), 0.0
     while True:
         log_probs = network.log_probs(source, tokens)
         allowed = [EOS_ID] if len(tokens) + 1 == cap else [t for t in range(network.vocab_size) if t not in banned]
+        allowed = [token for token in allowed if has_no_repeats((*tokens, token), ngram_size)]
         best = max(allowed, key=log_probs.__getitem__)
         total += log_probs[best]
         if best == EOS_ID:
@@ -33,6 +34,64 @@ def test_greedy_equals_a_plain_loop(seed, eos_bias):
         tokens, log_prob = plain_greedy(network, source, len(source) + 4)
         assert hypothesis.tokens == tokens
         assert hypothesis.log_prob == hypothesis.score == pytest.approx(log_prob, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+def test_greedy_without_repeats_equals_a_plain_loop(ngram_size):
+    num_changed = 0
+    for seed in range(20):
+        network, src = PrefixNetwork(7, seed, eos_bias=-2.0), sources(3, 1, 9, 2, seed=seed)
+        search = GreedySearch(max_extra_length=4, no_repeat_ngram_size=ngram_size)
+        drawn = SamplingSearch(top_k=1, max_extra_length=4, no_repeat_ngram_size=ngram_size)(network, src)
+        for source, (hypothesis,), (other,) in zip(real_tokens(src), search(network, src), drawn, strict=True):
+            tokens, log_prob = plain_greedy(network, source, len(source) + 4, ngram_size=ngram_size)
+            assert hypothesis.tokens == other.tokens == tokens
+            assert hypothesis.log_prob == pytest.approx(log_prob, rel=1e-5, abs=1e-6)
+            num_changed += tokens != plain_greedy(network, source, len(source) + 4)[0]
+    assert num_changed > 5
+
+
+def test_what_is_drawn_begins_with_its_prefix():
+    network, src = PrefixNetwork(9, seed=2, eos_bias=-1.0), sources(3, 5, 2)
+    prefixes = [[5, 7], [], [UNK_ID]]
+    drawn = SamplingSearch(n_best=20, max_extra_length=3, allow_unknown=False)(network, src, prefixes)
+    for source, found, prefix in zip(real_tokens(src), drawn, prefixes, strict=True):
+        assert len({tuple(one.tokens) for one in found}) > 5
+        assert all(one.tokens[: len(prefix)] == prefix for one in found)
+        assert all(UNK_ID not in one.tokens[len(prefix) :] for one in found)
+        for one in found:
+            steps = [*one.tokens, EOS_ID]
+            total = sum(network.log_probs(source, tuple(one.tokens[:n]))[token] for n, token in enumerate(steps))
+            assert one.log_prob == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "search", [GreedySearch(2), BeamSearch(max_extra_length=2), SamplingSearch(max_extra_length=2)]
+)
+@pytest.mark.parametrize(
+    ("prefixes", "words"),
+    [
+        ([[5]], "there are 1 prefixes for 2 sentences"),
+        ([[], [5] * 4], "the prefix of src row 1 has 4 tokens, but may have 3"),
+        ([[5, EOS_ID], []], f"the prefix of src row 0 holds {EOS_ID}, which cannot stand in a translation"),
+        ([[9], []], "the prefix of src row 0 holds 9"),
+    ],
+)
+def test_prefixes_that_cannot_be_are_errors(search, prefixes, words):
+    with pytest.raises(ValueError, match=words):
+        search(PrefixNetwork(9), sources(3, 2), prefixes)
+
+
+def test_what_is_drawn_repeats_nothing():
+    network, src = PrefixNetwork(7, eos_bias=-2.0), sources(3, 9, 5)
+    repeats = []
+    for ngram_size in (0, 1, 2):
+        search = SamplingSearch(n_best=20, max_extra_length=6, no_repeat_ngram_size=ngram_size)
+        drawn = [tuple(one.tokens) for found in search(network, src) for one in found]
+        repeats.append(sum(not has_no_repeats(tokens, ngram_size or 2) for tokens in drawn))
+        assert len(set(drawn)) > 5
+    assert repeats[0] > 20
+    assert repeats[1:] == [0, 0]
 
 
 def first_tokens(search, network, source, count):
@@ -211,6 +270,8 @@ def test_negative_extra_length_is_an_error():
         GreedySearch(max_extra_length=-1)
     with pytest.raises(ValueError, match="max_extra_length must be 0 tokens or more, got -2"):
         BeamSearch(max_extra_length=-2)
+    with pytest.raises(ValueError, match="no_repeat_ngram_size must be 0 tokens or more, got -3"):
+        GreedySearch(no_repeat_ngram_size=-3)
 
 
 @pytest.mark.parametrize("vocab_size", [9, 640, 1000, 1024])

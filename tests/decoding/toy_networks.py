@@ -120,15 +120,18 @@ def plain_beam_search(
     penalty: Callable[[int], float],
     stop_early: bool = False,
     last_step: int | None = None,
+    allowed: Callable[[Tokens], bool] = lambda tokens: True,
 ) -> tuple[list[Scored], float]:
     """What a beam search over one sentence finishes on its way to ``cap`` or ``last_step``, best first.
 
-    Also returns the log probability of the likeliest open hypothesis at the end.
+    Also returns the log probability of the likeliest open hypothesis at the end. Only prefixes that are ``allowed``,
+    EOS included, are followed.
     """
     open_ones: list[tuple[float, Tokens]] = [(0.0, ())]
     finished: list[Scored] = []
     for length in range(1, (last_step or cap) + 1):
-        candidates = sorted(_continuations(network, source, open_ones, only_eos=length == cap), reverse=True)
+        continued = _continuations(network, source, open_ones, only_eos=length == cap)
+        candidates = sorted((one for one in continued if allowed(one[1])), reverse=True)
         closed = [(log_prob, tokens) for log_prob, tokens in candidates[:beam_size] if tokens[-1] == EOS_ID]
         finished += [(log_prob / penalty(length), log_prob, tokens[:-1]) for log_prob, tokens in closed]
         if len(finished) >= beam_size and (stop_early or beam_size == 1):
@@ -144,6 +147,17 @@ def _continuations(
         for token, value in enumerate(network.log_probs(source, tokens)):
             if token not in (PAD_ID, BOS_ID) and (token == EOS_ID or not only_eos):
                 yield log_prob + value, (*tokens, token)
+
+
+def has_no_repeats(tokens: Tokens, ngram_size: int) -> bool:
+    """Whether no n-gram of this size occurs twice."""
+    ngrams = [tokens[start : start + ngram_size] for start in range(len(tokens) - ngram_size + 1)]
+    return len(set(ngrams)) == len(ngrams)
+
+
+def begins_with(tokens: Tokens, prefix: Tokens) -> bool:
+    """Whether one begins with the other, as far as it goes."""
+    return tokens[: len(prefix)] == prefix[: len(tokens)]
 
 
 def assert_same(hypotheses: list[Hypothesis], expected: list[Scored]) -> None:

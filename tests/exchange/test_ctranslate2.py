@@ -127,8 +127,9 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("--n_best", "3", "--length_penalty", "1.1"),
         ("--beam_size", "1", "--scores"),
         ("--max_length", "3", "--max_tokens", "40", "--num_workers", "2"),
+        ("--max_extra_length", "1"),
     ],
-    ids=["beam", "n_best", "greedy", "cut"],
+    ids=["beam", "n_best", "greedy", "cut", "short"],
 )
 def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     lines = [*sentences(60, seed=9), "", "  ", "a stranger's word"]  # some run on to the bound
@@ -140,7 +141,7 @@ def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: P
     assert [one.status for one in said] == [0, 0, 0], said[1].err
     ours, theirs, again = ([line.split("\t") for line in one.out.split("\n")] for one in said)
     assert again == theirs
-    assert said[1].err == said[0].err  # the warnings of lines that are cut
+    assert said[1].err == said[0].err  # the warnings of lines and translations that are cut
     assert len(ours) == len(theirs)
     if options[:1] == ("--n_best",):  # the best of each line: those below may run on, and be finished late
         ours, theirs = ([line for line, last in zip(said, [[""], *said], strict=False) if line[0] != last[0]]
@@ -150,6 +151,20 @@ def test_translate_gives_the_same_lines(engine: Any, tiny_run: Path, tmp_path: P
             assert other[-1] == line[-1]
             assert [float(part) for part in other[:-1]] == pytest.approx([float(part) for part in line[:-1]], abs=1e-2)
     assert len(list((tmp_path / "cache" / "lit_transformer" / "ctranslate2").iterdir())) == 1
+
+
+@pytest.mark.parametrize("beam_size", ["1", "4"])
+def test_no_engine_repeats_what_must_not_be_repeated(engine: Any, tiny_run: Path, beam_size: str) -> None:
+    lines = ["big big big red", "red red", "one one two two", "big house big house"]
+    options = ("--beam_size", beam_size, "--no_repeat_ngram_size")
+    free, *banned = (
+        lit("translate", tiny_run, *lines, "--engine", name, *options, size).out.splitlines()
+        for name, size in (("torch", "0"), ("torch", "1"), ("ctranslate2", "1"))
+    )
+    assert any(len({*line.split()}) < len(line.split()) for line in free)
+    assert all(len({*line.split()}) == len(line.split()) for found in banned for line in found)
+    if beam_size == "1":  # a wider beam depends on probabilities, in which the engine leaves out what is ruled out
+        assert banned[0] == banned[1]
 
 
 def test_a_changed_checkpoint_is_converted_again(engine: Any, tiny_run: Path, tmp_path: Path) -> None:
@@ -281,12 +296,18 @@ def test_what_the_engine_cannot_do_is_one_sentence(
     translator = load_translator(tiny_run, "ctranslate2", precision="bf16", compile=False)
     with pytest.raises(InputError, match="take the checkpoint"):
         translator.attention("one cat")
+    with pytest.raises(InputError, match="takes no prefixes"):
+        translator.translate(["one cat"], ["eins"])
     with pytest.raises(InputError, match="device meta"):
         translator.to("meta")
     monkeypatch.setattr("ctranslate2.get_supported_compute_types", lambda device: {"float32"})
     with pytest.raises(InputError, match="no precision bf16"):
         translator(["one cat"])
-    for arguments, words in (((tmp_path / "nothing",), "does not exist"), ((tiny_run, "--precision", "bf16"), "bf16")):
+    for arguments, words in (
+        ((tmp_path / "nothing",), "does not exist"),
+        ((tiny_run, "--precision", "bf16"), "bf16"),
+        ((tiny_run, "--stop_early"), "leave stop_early out"),
+    ):
         said = lit("translate", *arguments, "one cat", "--engine", "ctranslate2")
         assert (said.status, said.err.count("\n")) == (1, 1), said.err
         assert words in said.err

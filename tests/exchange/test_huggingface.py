@@ -166,11 +166,13 @@ def test_export_is_told_the_search(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_the_search_is_written_as_generate_has_it(tokenizer: SubwordTokenizer, tmp_path: Path) -> None:
-    search = BeamSearch(beam_size=3, length_penalty=1.2, allow_unknown=False, stop_early=True, penalty_kind="power")
+    unlike = {"allow_unknown": False, "stop_early": True, "penalty_kind": "power", "no_repeat_ngram_size": 4}
+    search = BeamSearch(beam_size=3, length_penalty=1.2, **unlike)
     export_huggingface(Translator(random_network(max_length=40), tokenizer, search=search), tmp_path)
     kept = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).generation_config
     assert (kept.num_beams, kept.length_penalty, kept.early_stopping) == (3, 1.2, True)
     assert (kept.suppress_tokens, kept.max_length, kept.forced_eos_token_id) == ([0, 1, 2], 41, 3)
+    assert kept.no_repeat_ngram_size == 4
 
 
 def test_the_penalty_of_the_paper_becomes_the_nearest_power() -> None:

@@ -56,6 +56,17 @@ def test_it_translates_as_the_translator_does(app: ServingApp, tiny_model: Path)
         assert [one["score"] for one in result["translations"]] == pytest.approx([one.score for one in found], abs=1e-3)
 
 
+def test_translations_are_as_long_as_allowed_and_named_by_no_line(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = ServedModel.load(ModelSettings(str(tiny_model), max_extra_length=1), LIMITS)
+    (reply,) = served.answer([Job(("I love cats",))])
+    assert caplog.text == ""
+    translator = Translator.from_pretrained(tiny_model, search=BeamSearch(max_extra_length=1))
+    assert json.loads(reply.body)["results"][0]["translations"][0]["text"] == translator("I love cats")[0]
+    assert "line 1: the translation was closed at" in caplog.text
+
+
 def test_requests_that_wait_together_share_a_batch(app: ServingApp) -> None:
     run(app, *(post({"text": text}) for text in SENTENCES * 5))
     worker = app.batcher.workers[0]

@@ -223,6 +223,7 @@ def test_a_port_that_is_taken(tiny_model: Path, server: RunningServer) -> None:
         ),
         (["x", "--port", "70000"], 2, "a port from 0 to 65535"),
         (["x", "--timeout", "0"], 2, "seconds above 0"),
+        (["x", "--max_extra_length", "-1"], 2, "a whole number from 0 to 10000, got -1"),
         (["x", "--batch_timeout", "-1"], 2, "0 or more"),
         (["x", "--src_lang", "<b>"], 2, "a language code"),
         (["x", "--public_name", "https://translate.example"], 2, "a name such as translate.example.org"),
@@ -238,7 +239,8 @@ def test_mistakes_are_told_in_one_sentence(arguments: list[str], status: int, wo
 
 def test_all_workers_hold_the_checkpoint_that_was_the_newest_at_the_start(tiny_run: Path) -> None:
     arguments = [str(tiny_run), "--num_workers", "2", "--public_name", "translate.example", "--public_name", "other"]
-    app = build_app(serve_parser().parse_args(arguments))
+    app = build_app(serve_parser().parse_args([*arguments, "--max_extra_length", "7"]))
+    assert [worker._settings.max_extra_length for worker in app.batcher.workers] == [7] * 2
     newest = str(tiny_run / "checkpoints" / "step=150.ckpt")
     assert [worker._settings.checkpoint for worker in app.batcher.workers] == [newest] * 2
     assert app.public_names == {"translate.example", "other"}
