@@ -118,6 +118,13 @@ def translate_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max_length", type=positive, default=512, help="longest source line in tokens (default: 512)")
     parser.add_argument("--max_tokens", type=positive, default=4096, help="source tokens in a batch (default: 4096)")
+    parser.add_argument(
+        "--buffer_size",
+        type=positive,
+        metavar="N",
+        help="lines that are read before they are translated; 1 answers each at once, for a program or a person that "
+        "waits (default: 2048, which is faster; from the keyboard 1)",
+    )
     add_engine_options(parser)
     parser.add_argument(
         "--num_workers",
@@ -143,6 +150,8 @@ def translate(options: argparse.Namespace) -> None:
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     _check_files(options)
+    if options.buffer_size is None and _comes_from_the_keyboard(options):
+        options.buffer_size = 1
     with collecting_later():
         translator = _load(options)
     remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
@@ -153,7 +162,7 @@ def translate(options: argparse.Namespace) -> None:
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
         sources: deque[str] = deque()
         prefixes = read_lines(stack, options.prefix, "--prefix") if options.prefix is not None else None
-        translated = translator.translate(_remembering(lines, sources), prefixes)
+        translated = translator.translate(_remembering(lines, sources), prefixes, options.buffer_size)
         found = _with_progress(stack, translated, quiet, total)
         pairs = _written(found, sources, out, options)
         if options.alignment is None:
@@ -163,6 +172,10 @@ def translate(options: argparse.Namespace) -> None:
 
         alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _comes_from_the_keyboard(options: argparse.Namespace) -> bool:
+    return options.input == "-" and not options.text and sys.stdin is not None and sys.stdin.isatty()
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -217,6 +230,8 @@ def _written(
         source = sources.popleft()
         for one in translations:
             out.write(_line(number, one, options))
+            if options.buffer_size is not None:  # someone waits for it
+                out.flush()
             yield source, one.text
 
 

@@ -170,7 +170,9 @@ class Translator:
         tgt = [[BOS_ID, *one.tokens, EOS_ID] for one in found]
         return attention_of(self.network, self.tokenizer, src[0], tgt, source, [one.text for one in beams], beams)
 
-    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[list[Translation]]:
+    def translate(
+        self, texts: Iterable[str], prefixes: Iterable[str] | None = None, buffer_size: int | None = None
+    ) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
 
         An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags.
@@ -182,6 +184,8 @@ class Translator:
         Args:
             texts: The sentences.
             prefixes: For each sentence what its translations must begin with, an empty string where they are free.
+            buffer_size: Sentences that are read before they are translated, together where they are alike in length;
+                1 answers each before the next is asked for. None takes 2048, and reads on while workers translate.
 
         Raises:
             InputError: If it is one sentence instead of a list of them; if the search takes no prefixes, there are not
@@ -191,21 +195,23 @@ class Translator:
             raise InputError("translate takes a list of sentences; for a single one call the translator itself")
         if prefixes is not None:
             require_prefixes(self.search)
-        return self._translated(texts, prefixes)
+        return self._translated(texts, prefixes, buffer_size)
 
-    def _translated(self, texts: Iterable[str], prefixes: Iterable[str] | None) -> Iterator[list[Translation]]:
+    def _translated(
+        self, texts: Iterable[str], prefixes: Iterable[str] | None, buffer_size: int | None
+    ) -> Iterator[list[Translation]]:
         stream, start, workers = iter(texts), 0, None
         beginnings = None if prefixes is None else iter(prefixes)
         waiting: deque[Iterator[list[Translation]]] = deque()
         try:
-            while window := list(islice(stream, _WINDOW)):
+            while window := list(islice(stream, buffer_size or _WINDOW)):
                 if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
                     workers = SearchWorkers(self._search, self._fastest(), num_workers)
                 run = workers.submit if workers else self._later
                 begun = None if beginnings is None else list(islice(beginnings, len(window)))
                 waiting.append(self._translate_window(window, start, run, begun))
                 start += len(window)
-                if len(waiting) > 1 or workers is None:  # workers begin with a window before the last is done
+                if len(waiting) > 1 or workers is None or buffer_size:  # workers begin with one before the last is done
                     yield from waiting.popleft()
             if beginnings is not None and next(beginnings, None) is not None:
                 raise InputError(f"there are more prefixes than sentences, which are {start}; give one for each")

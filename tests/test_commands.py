@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,22 @@ def test_translations_as_long_as_allowed_are_named(tiny_run: Path, options: list
         said += [line] if size == cap and line not in said else []
     assert [line.removeprefix("lit-transformer: ") for line in finished.err.splitlines()] == said
     assert 0 < len(said) < len(LINES)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_who_waits_for_each_line_gets_it(tiny_run: Path, workers: str) -> None:
+    command = [sys.executable, "-m", "lit_transformer", "translate", str(tiny_run), "--buffer_size", "1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "--num_workers", workers], **pipes) as process:  # type: ignore[call-overload]
+        patience = threading.Timer(120, process.kill)
+        patience.start()
+        for line, translation in (("one\n", "eins\n"), ("\n", "\n"), ("two\n", "zwei\n")):
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == translation
+        process.stdin.close()
+        assert process.wait() == 0
+        patience.cancel()
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="no terminals here")

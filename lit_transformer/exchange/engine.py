@@ -160,11 +160,13 @@ class CTranslate2Translator(Translator):
         """Not possible: the weights are CTranslate2's."""
         raise InputError(f"{self.folder} is for CTranslate2 and cannot be written in another format")
 
-    def translate(self, texts: Iterable[str], prefixes: Iterable[str] | None = None) -> Iterator[list[Translation]]:
+    def translate(
+        self, texts: Iterable[str], prefixes: Iterable[str] | None = None, buffer_size: int | None = None
+    ) -> Iterator[list[Translation]]:
         """As with the engine torch, but without prefixes, whose log probabilities CTranslate2 does not count."""
         if prefixes is not None:
             raise InputError("the engine ctranslate2 takes no prefixes: leave them out, or take the engine torch")
-        return super().translate(texts)
+        return super().translate(texts, buffer_size=buffer_size)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """One: the engine has threads, no processes. How many they are is settled here."""
