@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import signal
 import sys
 import threading
@@ -151,9 +152,9 @@ def given_lines(texts: list[str]) -> list[str]:
     for number, text in enumerate(texts, 1):
         if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
             raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
-        if "\n" in text.strip():
+        if re.search("[\r\n]", text.strip("\r\n")):
             raise InputError(f"sentence {number} of the command line has several lines; give each as a sentence")
-    return [text.strip("\n") for text in texts]
+    return [text.strip("\r\n") for text in texts]
 
 
 def new_folder(name: str) -> Path:

@@ -43,9 +43,9 @@ class DistilledTransformer(RDropTransformer):
 
     Teachers read each batch without dropout, on the device of the student, and are no part of its checkpoints: only
     ``fit`` needs them. With ``teacher_top_k`` they read each sentence pair once, in the first pass over the text: the
-    likeliest tokens are remembered, 6 bytes for each at each target token, and what is left of the probability counts
-    as spread over all. A run that goes on from a checkpoint asks them anew, and may differ from one that never stopped
-    in the last digits.
+    likeliest tokens are remembered, and what is left of the probability counts as spread over all. That is for small
+    corpora: each process remembers the pairs that it has met, 6 bytes for each of the likeliest at each target token. A
+    run that goes on from a checkpoint asks anew, and may differ from one that never stopped in the last digits.
 
     Source: Hinton et al. 2015, "Distilling the knowledge in a neural network"; for words Kim and Rush 2016,
     "Sequence-level knowledge distillation", section 3.1; for the mean of several teachers Freitag et al. 2017,
@@ -63,7 +63,8 @@ class DistilledTransformer(RDropTransformer):
 
     Raises:
         ValueError: If ``teacher_weight`` is not in [0, 1], or ``teacher_top_k`` is below 1.
-        InputError: At the start of ``fit``: if there is no teacher, or one has other tokens than the data.
+        InputError: At the start of ``fit``: if there is no teacher, or one has other tokens than the data; with
+            ``teacher_top_k``, if the data module cuts words anew in each pass (``bpe_dropout``).
         CheckpointError: At the start of ``fit``: if a teacher cannot be read.
     """
 
@@ -108,12 +109,25 @@ class DistilledTransformer(RDropTransformer):
             self._networks.append(network.requires_grad_(False).eval())
             self._tokens.append(tokenizer.fingerprint)
 
+    def check_memory(self, datamodule: object) -> None:
+        """Refuses to remember pairs that a data module never gives again.
+
+        Raises:
+            InputError: If it does not.
+        """
+        if self.teacher_top_k is not None and getattr(datamodule, "bpe_dropout", False):
+            raise InputError(
+                "model.teacher_top_k remembers sentence pairs, and data.bpe_dropout cuts them anew in each pass: leave "
+                "one of the two out"
+            )
+
     def on_fit_start(self) -> None:
         """Reads the teachers, and refuses those of other tokens, or that cannot read the longest sentences."""
         super().on_fit_start()
         if not self._networks:
             self.read_teachers()
         data = getattr(self.trainer, "datamodule", None)
+        self.check_memory(data)
         expected = getattr(getattr(data, "tokenizer", None), "fingerprint", None)
         for path, network, tokens in zip(self.teachers, self._networks, self._tokens, strict=True):
             if expected is not None and tokens != expected:
@@ -181,7 +195,7 @@ class DistilledTransformer(RDropTransformer):
         said, vocab_size = self._ask(batch), self.network.vocab_size
         step = max(1, _MAX_PROBS // vocab_size)
         parts = []
-        for start in range(0, len(said[0].features), step):
+        for start in range(0, max(1, len(said[0].features)), step):  # once at least: there may be no token
             rows = slice(start, start + step)
             some = _mean_of([Teacher(one.features[rows], one.weight) for one in said])
             parts.append(some.topk(min(top_k, vocab_size), dim=1))

@@ -246,7 +246,8 @@ def _soften(
         probs, apart = agreeing(log_probs, agreement)
     copies = 1 if agreement is None else 2
     if isinstance(said, Shortlist):
-        few = Shortlist(*(one.repeat_interleave(copies, 0) for one in said))
+        few = Shortlist(said.tokens, said.probs.to(full.dtype))
+        few = Shortlist(*(one.repeat_interleave(copies, 0) for one in few))
         taught = (denominators - (few.probs * full.gather(1, few.tokens)).sum(1) - few.rest[:, 0] * full.mean(1)).sum()
         probs.sub_(few.rest, alpha=share / full.size(1)).scatter_add_(1, few.tokens, few.probs * -share)
     elif said:

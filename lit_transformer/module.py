@@ -78,6 +78,7 @@ def _searching(device_type: str, is_prepared: bool) -> Iterator[None]:
     if not is_prepared and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, dtype=torch.get_autocast_dtype(device_type), cache_enabled=True):
             yield
+        torch.clear_autocast_cache()  # the next search may have other weights
     else:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False) if is_prepared else nullcontext():
             yield
@@ -213,11 +214,17 @@ class LitTransformer(L.LightningModule):
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix ``(V, D)`` that turns features into logits; a bias is a column of it."""
+        """The matrix ``(V, D)`` that turns features into logits.
+
+        D is ``d_model``, or 8 more where the output layer has a bias, which is a column of the matrix then.
+        """
         return output_matrix(self.network)  # type: ignore[arg-type]
 
     def loss_of_features(self, features: Tensor, labels: Tensor) -> SmoothedLoss:
-        """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product."""
+        """The loss from what the decoder says of each token ``(N, D)``, where its output layer is a product.
+
+        The logits are ``features @ self.output_weight.T``, also where that layer has a bias.
+        """
         return smoothed_cross_entropy(features, self.output_weight, labels, self.label_smoothing)
 
     def loss_of_logits(self, logits: Tensor, labels: Tensor) -> SmoothedLoss:
@@ -280,10 +287,7 @@ class LitTransformer(L.LightningModule):
         if self._since_logged is None or self.global_step % (trainer.log_every_n_steps or 1) == 0:
             self._since_logged = torch.zeros_like(totals)
         self._since_logged = self._since_logged.to(totals.device) + totals
-        is_due = (self.global_step + 1) % (trainer.log_every_n_steps or 1) == 0
-        if totals.device.type != "cpu" and not is_due:
-            return  # each number for the progress bar waits for the device
-        loss, nll = (self._since_logged[1:] / self._since_logged[0].clamp(min=1)).cpu()
+        loss, nll = self._since_logged[1:] / self._since_logged[0].clamp(min=1)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/perplexity", nll.exp())
 

@@ -148,7 +148,8 @@ class MuonAdam(torch.optim.Optimizer):
         """Nesterov's: the running means of the gradients as they will be if the next ones are like these."""
         gradients = [one.grad for one in parameters if one.grad is not None]
         for one in parameters:
-            self.state[one].setdefault("momentum_buffer", torch.zeros_like(one))
+            if not self.state[one]:
+                self.state[one]["momentum_buffer"] = torch.zeros_like(one)
         means = [self.state[one]["momentum_buffer"] for one in parameters]
         torch._foreach_lerp_(means, gradients, 1 - momentum)
         return list(torch._foreach_lerp(gradients, means, momentum))

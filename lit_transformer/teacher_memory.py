@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from lit_transformer.vocabulary import PAD_ID
 class TeacherMemory:
     """Remembers the likeliest tokens at each place of each sentence pair, so that teachers are asked once for each.
 
-    They read without dropout, and say the same each time. Of a pair that was cut into other subwords (BPE dropout) they
-    are asked anew. A place takes 6 bytes for each token of the list, on the CPU.
+    They read without dropout, and say the same each time. A place takes 6 bytes for each token of the list, on the CPU.
+    A copy, as it comes with one of the module, has forgotten all.
 
     Args:
         top_k: How many tokens of each place.
@@ -35,9 +36,14 @@ class TeacherMemory:
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.src.device)
             self._learn([keys[row] for row in rows.tolist()], replace(batch, src=batch.src[rows], tgt=batch.tgt[rows]))
+        if not keys:
+            return self.ask(batch, self.top_k)
         tokens, probs = (torch.cat(parts) for parts in zip(*(self._known[key] for key in keys), strict=True))
         device = batch.src.device
         return Shortlist(tokens.to(device, torch.long), probs.to(device, torch.float32))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_known": {}}
 
     def _learn(self, keys: list[bytes], batch: TranslationBatch) -> None:
         tokens, probs = self.ask(batch, self.top_k)

@@ -53,8 +53,10 @@ from lit_transformer.quiet import quieten_lightning
 logger = logging.getLogger(__name__)
 
 _LESS_MEMORY = (
-    "lower data.max_tokens, and raise trainer.accumulate_grad_batches as many times, if a step is to keep its tokens"
+    "lower data.max_tokens, and raise trainer.accumulate_grad_batches as many times, if a step is to keep its tokens; "
+    "in a validation, data.eval_max_tokens or bleu.beam_size"
 )
+_LESS_MEMORY_OF_SEARCH = "lower data.eval_max_tokens or bleu.beam_size"
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 
 
@@ -323,6 +325,7 @@ class TranslationCLI(LightningCLI):
                 f"the teacher {inside[0]} lies in the folder of this run, {self._root}: choose another "
                 "--trainer.default_root_dir"
             )
+        self.model.check_memory(self.datamodule)
         self.model.read_teachers()
 
     def _make_room(self, config: Any) -> None:
@@ -397,7 +400,7 @@ class TranslationCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs it; what failed before there was anything to log takes its folder of logs away."""
         try:
-            with sparing_memory(_LESS_MEMORY):
+            with sparing_memory(_LESS_MEMORY if subcommand == "fit" else _LESS_MEMORY_OF_SEARCH):
                 super()._run_subcommand(subcommand)
         except InputError:
             log = self.trainer.logger

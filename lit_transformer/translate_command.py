@@ -186,8 +186,9 @@ def _check_files(options: argparse.Namespace) -> None:
         raise InputError(f"--alignment and --output are both {options.output}; give one of them another file")
     from lit_transformer.data.textfiles import plain_or_compressed
 
-    if options.input != "-" and _are_one_file(options.alignment, plain_or_compressed(options.input)):
-        raise InputError(f"--alignment would replace --input {options.input}; give it another file")
+    for option, name in (("--input", options.input), ("--prefix", options.prefix or "-")):
+        if name != "-" and _are_one_file(options.alignment, plain_or_compressed(name)):
+            raise InputError(f"--alignment would replace {option} {name}; give it another file")
 
 
 def _are_one_file(name: str, other: str) -> bool:

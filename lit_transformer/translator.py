@@ -20,7 +20,7 @@ from lit_transformer.data.batching import batches_by_length, padded
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.search import require_prefixes
-from lit_transformer.decoding.workers import SearchWorkers, possible_workers
+from lit_transformer.decoding.workers import Prefixes, SearchWorkers, possible_workers
 from lit_transformer.errors import NoTranslationError
 from lit_transformer.interfaces import Hypothesis, InputError, Search, Translation, TranslationNetwork
 from lit_transformer.kernels import has_fast_bfloat16
@@ -33,7 +33,7 @@ from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 logger = logging.getLogger(__name__)
 
-_Prefixes = list[list[int]] | None  # of target tokens, one for each row of a batch
+_USUAL_EXTRA_LENGTH = 50  # of a search that does not say how long translations may get
 _WINDOW = 2048  # lines sorted by length together; bounds the memory of a stream
 _MAX_SCORES = 2**26  # of all words after all hypotheses of a batch: 256 MiB in float32
 _MANY = 256  # lines from which on starting worker processes pays
@@ -209,14 +209,19 @@ class Translator:
                     workers = SearchWorkers(self._search, self._fastest(), num_workers)
                 run = workers.submit if workers else self._later
                 begun = None if beginnings is None else list(islice(beginnings, len(window)))
-                waiting.append(self._translate_window(window, start, run, begun))
+                try:
+                    waiting.append(self._translate_window(window, start, run, begun))
+                except InputError:  # of this window: those before it are not to be lost
+                    while waiting:
+                        yield from waiting.popleft()
+                    raise
                 start += len(window)
                 if len(waiting) > 1 or workers is None or buffer_size:  # workers begin with one before the last is done
                     yield from waiting.popleft()
-            if beginnings is not None and next(beginnings, None) is not None:
-                raise InputError(f"there are more prefixes than sentences, which are {start}; give one for each")
             while waiting:
                 yield from waiting.popleft()
+            if beginnings is not None and next(beginnings, None) is not None:
+                raise InputError(f"there are more prefixes than sentences, which are {start}; give one for each")
         finally:
             if workers is not None:
                 workers.close()
@@ -236,7 +241,7 @@ class Translator:
         Raises:
             InputError: If the network has no ``cross_attention``, or no such layer.
         """
-        longest = self._longest_output(extra=1)  # BOS
+        longest = self._longest_output(self.max_length, more=1)  # BOS
         return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
@@ -247,13 +252,16 @@ class Translator:
         Args:
             pairs: Source sentences and their translations.
         """
-        longest = self._longest_output()
+        longest = self._longest_output(self.max_length)
         return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens, longest)(pairs)
 
-    def _longest_output(self, extra: int = 0) -> int:
-        """How many tokens a search writes at most, EOS included, and ``extra`` ones, as far as the network goes."""
-        written = self.max_length + getattr(self.search, "max_extra_length", 50) + extra
-        return min(written, self.network.max_length or written)
+    def _longest_output(self, length: int, more: int = 0) -> int:
+        """Tokens, EOS included and ``more``, that a source of ``length`` may become, as far as the network goes.
+
+        See :func:`~lit_transformer.decoding.search.output_caps`; of a search without such a bound it is the usual one.
+        """
+        written = length + getattr(self.search, "max_extra_length", _USUAL_EXTRA_LENGTH) + more
+        return min(written, self._longest or written)
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""
@@ -267,7 +275,7 @@ class Translator:
         self,
         texts: list[str],
         start: int,
-        run: Callable[[Tensor, _Prefixes], Callable[[], list[list[Hypothesis]]]],
+        run: Callable[[Tensor, Prefixes], Callable[[], list[list[Hypothesis]]]],
         prefixes: list[str] | None,
     ) -> Iterator[list[Translation]]:
         """Queues some lines, batched by like length; ``start`` is the number of lines before them."""
@@ -289,8 +297,8 @@ class Translator:
                     hypotheses = wait()
                 for index, found in zip(indices, hypotheses, strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
-                    cap = self._cap(lengths[index])
-                    if self.names_lines and any(len(one.tokens) + 1 == cap for one in found):
+                    cap = self._longest_output(lengths[index])
+                    if self.names_lines and self._is_bounded and any(len(one.tokens) + 1 == cap for one in found):
                         at_cap[start + index + 1] = cap
             for number, cap in sorted(at_cap.items()):
                 logger.warning("line %d: the translation was closed at %d tokens, the longest allowed", number, cap)
@@ -312,20 +320,18 @@ class Translator:
             raise InputError(f"line {start + len(prefixes) + 1} has no prefix; give one for each line, or an empty one")
         rows = [row[1:-1] for row in self.tokenizer.encode_tgt([prefix.strip() for prefix in prefixes])]
         for index, length in lengths.items():
-            cap = self._cap(length)
-            if 0 < cap <= len(rows[index]):
+            cap = self._longest_output(length)
+            if self._is_bounded and cap <= len(rows[index]):
                 raise InputError(
                     f"line {start + index + 1}: the prefix has {len(rows[index])} tokens, and the translation may have "
                     f"{cap - 1}; shorten the prefix, or allow a longer translation"
                 )
         return rows
 
-    def _cap(self, length: int) -> int:
-        """Tokens, EOS included, that a translation of ``length`` tokens may have; 0 if the search tells no bound."""
-        extra: int | None = getattr(self.search, "max_extra_length", None)
-        if extra is None:
-            return 0
-        return min(length + extra, self._longest or length + extra)
+    @property
+    def _is_bounded(self) -> bool:
+        """Whether the search says how long a translation may be."""
+        return hasattr(self.search, "max_extra_length")
 
     @property
     def _max_rows(self) -> int:
@@ -336,15 +342,15 @@ class Translator:
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _later(self, src: Tensor, prefixes: _Prefixes = None) -> Callable[[], list[list[Hypothesis]]]:
+    def _later(self, src: Tensor, prefixes: Prefixes = None) -> Callable[[], list[list[Hypothesis]]]:
         """The search for source ids ``(B, S)`` in this process, once it is called."""
         return lambda: self._decode(src, prefixes)
 
     @torch.inference_mode()
-    def _decode(self, src: Tensor, prefixes: _Prefixes = None) -> list[list[Hypothesis]]:
+    def _decode(self, src: Tensor, prefixes: Prefixes = None) -> list[list[Hypothesis]]:
         return self._search(self._fastest(), src.to(self._device), prefixes)
 
-    def _search(self, network: TranslationNetwork, src: Tensor, prefixes: _Prefixes = None) -> list[list[Hypothesis]]:
+    def _search(self, network: TranslationNetwork, src: Tensor, prefixes: Prefixes = None) -> list[list[Hypothesis]]:
         """The search, here or in a worker; a network that is not prepared for bfloat16 computes in it all the same."""
         is_bf16 = self.precision == "bf16" and network is self.network
         with evaluating(network), torch.autocast(src.device.type, torch.bfloat16, enabled=is_bf16):

@@ -327,6 +327,8 @@ def test_alignments_do_not_take_the_place_of_another_file(tiny_run: Path, tmp_pa
     ):
         options = ("--input", tmp_path / source, "--output", tmp_path / output, "--alignment", tmp_path / alignment)
         assert_one_sentence(translate(tiny_run, *options, status=1), words)
+    begun = ("one", "--prefix", tmp_path / "source", "--alignment", tmp_path / "source")
+    assert_one_sentence(translate(tiny_run, *begun, status=1), "--alignment would replace --prefix")
     assert_one_sentence(translate(tiny_run, "one", "--alignment", "-", status=1), "--alignment and --output are both -")
     assert {(tmp_path / name).read_text() for name in ("source", "packed.gz", "target")} == {"as it was\n"}
     assert not (tmp_path / "new").exists()

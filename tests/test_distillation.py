@@ -25,7 +25,7 @@ from lit_transformer import (
     Translator,
 )
 from lit_transformer import loss as loss_module
-from lit_transformer.interfaces import InputError
+from lit_transformer.interfaces import InputError, TranslationBatch
 from lit_transformer.loss import Shortlist, Teacher, smoothed_cross_entropy
 from lit_transformer.teacher_memory import TeacherMemory
 
@@ -196,6 +196,30 @@ def test_any_cut_into_micro_batches_gives_the_same_weights(cuts: list[int], monk
     assert losses.logged == pytest.approx(expected, rel=1e-5)
 
 
+def test_with_memory_any_cut_gives_the_same_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the cuts are batches without a token, as a process gets them that has no text left."""
+    found = []
+    for cuts in ([], [0, 5, 6, 12]):
+        monkeypatch.setattr(
+            "lit_transformer.distillation.read_model", lambda path: (teachers()[0], SimpleNamespace(fingerprint=""))
+        )
+        module = make(teachers=["one"], teacher_top_k=5)
+        train(module, Steps(cuts), accumulate_grad_batches=len(cuts) + 1)
+        found.append(weights(module))
+    assert torch.allclose(*found, atol=3e-5)
+    nothing = TeacherMemory(5, lambda batch, top_k: Shortlist(torch.empty(0, top_k).long(), torch.empty(0, top_k)))
+    assert len(nothing(TranslationBatch(torch.empty(0, 4).long(), torch.empty(0, 3).long())).tokens) == 0
+
+
+def test_a_copy_of_the_module_has_no_memory() -> None:
+    module = make(teachers=["unread"], teacher_top_k=3)
+    module._networks = teachers()
+    module._memory = TeacherMemory(3, module._ask_for_few)
+    module._memory(batch(sentences(4)))
+    assert module._memory._known
+    assert not copy.deepcopy(module)._memory._known
+
+
 @pytest.mark.parametrize("kind", [DistilledTransformer, ByLogits])
 def test_teachers_are_asked_once_for_each_pair(kind: type[LitTransformer]) -> None:
     module, pairs = make(kind, teachers=["unread"], teacher_top_k=3), sentences(9)
@@ -219,6 +243,8 @@ def test_teachers_are_asked_once_for_each_pair(kind: type[LitTransformer]) -> No
     module._memory, logits = memory, module.network.train()(whole.src, whole.tgt_input)[real]
     expected = by_definition(logits, whole.labels[real], [found.spread(SIZES["vocab_size"]).log()], 0.5)
     torch.testing.assert_close(module.compute_loss(whole).loss, expected)
+    module.double()
+    torch.testing.assert_close(module.compute_loss(whole).loss.float(), expected)
 
 
 def test_arguments_are_checked() -> None:
@@ -250,6 +276,10 @@ def test_a_student_of_a_run(tmp_path: Path, student: tuple[str, ...]) -> None:
         (["--model.teachers=[elsewhere]"], "elsewhere"),
         (["--model.teachers=[student/checkpoints]"], "student/checkpoints lies in the folder of this run, student"),
         ([], "has no teachers: name trained models in model.teachers"),
+        (
+            ["--model.teachers=[teacher]", "--model.teacher_top_k=4", "--data.bpe_dropout=0.1"],
+            "and data.bpe_dropout cuts them anew in each pass: leave one of the two out",
+        ),
     ):
         finished = lit(*student, *options, "--overwrite=true")
         assert finished.status == 1

@@ -221,8 +221,16 @@ def test_prefixes_that_cannot_be_are_told(tiny_run: Path, monkeypatch: pytest.Mo
     translator = Translator.from_pretrained(tiny_run, search=GreedySearch(max_extra_length=1))
     with pytest.raises(InputError, match="takes a list of sentences"):
         translator.translate(["one"], "eins")
-    with pytest.raises(InputError, match="line 3 has no prefix"):
-        list(translator.translate(["one", "two", "red"], ["eins", "zwei"]))
+    for workers in (1, 2):  # what was finished before is not lost
+        translator.num_workers = workers
+        for prefixes, words, finished in (
+            (["eins", "zwei", "rot"], "line 4 has no prefix", 2),
+            (["eins", "zwei", "rot", "blau", "und"], "more prefixes than sentences, which are 4", 4),
+        ):
+            found = translator.translate(["one", "two", "red", "blue"], prefixes)
+            assert [next(found)[0].text for _ in range(finished)] == prefixes[:finished]
+            with pytest.raises(InputError, match=words):
+                next(found)
     with pytest.raises(InputError, match="more prefixes than sentences, which are 3"):
         list(translator.translate(["one", "two", "red"], ["", "", "", ""]))
     with pytest.raises(InputError, match=r"line 3: the prefix has 4 tokens, and the translation may have 2; shorten"):

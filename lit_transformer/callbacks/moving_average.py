@@ -57,8 +57,7 @@ class MovingAverage(EMAWeightAveraging):
 
     def __init__(self, decay: float = 0.999, **kwargs: Any) -> None:
         super().__init__(decay=decay, **kwargs)
-        del self._kwargs["avg_fn"]  # goes through the weights one by one
-        self._kwargs["multi_avg_fn"] = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        self._decay = decay
         self._is_swapped = False  # whether the module has the average, and the average model the weights in training
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -79,8 +78,15 @@ class MovingAverage(EMAWeightAveraging):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Takes the average to the device of the module, which ``setup`` does not know yet."""
-        if self._average_model is not None and self._device is None:
-            self._average_model.to(pl_module.device)
+        if self._average_model is None:
+            return
+        average = self._average_model.module
+        if self._device is None:
+            average.to(pl_module.device)  # without the counter beside it, which the host asks for at each step
+        pairs = zip(average.parameters(), pl_module.parameters(), strict=True)
+        if all((one.device, one.dtype) == (other.device, other.dtype) for one, other in pairs):
+            all_at_once = get_ema_multi_avg_fn(self._decay)  # type: ignore[no-untyped-call]
+            self._average_model.multi_avg_fn = all_at_once  # else one weight after the other, as Lightning has it
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gives the module the average."""

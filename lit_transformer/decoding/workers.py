@@ -23,7 +23,7 @@ from lit_transformer.interfaces import Hypothesis, InputError, TranslationNetwor
 
 _Found = list[list[Hypothesis]]
 _Searches = Callable[..., _Found]  # as a Search is called
-_Prefixes = list[list[int]] | None
+Prefixes = list[list[int]] | None  # of target tokens, one for each row of a batch
 _MOST = 16  # workers that are started without being asked for
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of the container that this process runs in
 _searcher: Callable[..., _Found]  # of a worker process
@@ -89,7 +89,7 @@ class SearchWorkers:
         context = multiprocessing.get_context("fork")  # passes everything on as it is, without a copy
         self._pool = ProcessPoolExecutor(num_workers, context, _begin, (search, network, os.getpid()))
 
-    def submit(self, src: Tensor, prefixes: _Prefixes = None) -> Callable[[], _Found]:
+    def submit(self, src: Tensor, prefixes: Prefixes = None) -> Callable[[], _Found]:
         """Queues the source ids ``(B, S)``, and what their translations must begin with, if that is given.
 
         Returns:
@@ -143,5 +143,5 @@ def _end_with(parent: int) -> None:
 
 
 @torch.inference_mode()
-def _search(rows: list[list[int]], prefixes: _Prefixes) -> _Found:
+def _search(rows: list[list[int]], prefixes: Prefixes) -> _Found:
     return _searcher(torch.tensor(rows), **({} if prefixes is None else {"prefixes": prefixes}))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_transformer.checkpoints import CheckpointError, replacing
+from lit_transformer.decoding import GreedySearch
 from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
 from lit_transformer.exchange.marian import MAX_POSITIONS, from_marian, marian_config, to_marian
 from lit_transformer.exchange.opus import is_opus, read_opus
@@ -80,15 +81,15 @@ def generation_config(search: Search, max_length: int | None) -> dict[str, Any]:
         "max_length": min(_LONGEST_OUTPUT, max_length or MAX_POSITIONS) + 1,  # BOS counts there
         "num_beams": 1,
     }
-    if isinstance(search, BeamSearch):
+    if isinstance(search, (BeamSearch, GreedySearch)):
         if not search.allow_unknown:
             content["suppress_tokens"] = [PAD_ID, UNK_ID, BOS_ID]
         if search.no_repeat_ngram_size > 0:
             content["no_repeat_ngram_size"] = search.no_repeat_ngram_size
-        if search.beam_size > 1:
-            content["num_beams"] = search.beam_size
-            content["length_penalty"] = search.length_penalty * _steepness(search.penalty_kind)
-            content["early_stopping"] = True if search.stop_early else "never"
+    if isinstance(search, BeamSearch) and search.beam_size > 1:
+        content["num_beams"] = search.beam_size
+        content["length_penalty"] = search.length_penalty * _steepness(search.penalty_kind)
+        content["early_stopping"] = True if search.stop_early else "never"
     return content
 
 

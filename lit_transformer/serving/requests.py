@@ -160,7 +160,7 @@ def attention_job(query: bytes, limits: Limits) -> Job:
         n_best,
         fields.get("src_tag"),
         as_page=True,
-        target=fields.get("target") or None,
+        target=fields.get("target", "").strip("\r\n") or None,
     )
 
 
@@ -210,8 +210,8 @@ def _check_text(name: str, text: Any, limits: Limits) -> None:
         _refuse(f"{name} should be a string, got {_kind(text)}")
     if len(text) > limits.max_characters:
         _refuse(f"{name} has {len(text)} characters; at most {limits.max_characters} are taken, so cut it")
-    if re.search("[\r\n]", text.strip()):  # models read single lines, and have never seen a break
-        _refuse(f'{name} has several lines; give a single one, or each line as one of "texts"')
+    if re.search("[\r\n]", text.strip("\r\n")):  # models read single lines, and have never seen a break
+        _refuse(f"{name} has several lines; send them one by one")
     if any("\ud800" <= character <= "\udfff" for character in text):
         _refuse(f"{name} holds half of a character (a lone surrogate), which is no text")
 

@@ -257,6 +257,16 @@ def test_the_average_lies_where_the_weights_do() -> None:
         module.to_empty(device="cpu")
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_weights_of_half_precision_have_an_average_in_full(precision: str) -> None:
+    average, corpus = MovingAverage(decay=DECAY), TeachingCorpus("validation", max_rows=50)
+    data = TranslationDataModule(train=corpus, vocab_size=600, max_tokens=512)
+    module = LitTransformer(Transformer(600, num_layers=1, d_model=8, d_ff=16, num_heads=2))
+    trainer(average, max_steps=3, max_epochs=-1, precision=precision).fit(module, data)
+    assert average._average_model is not None
+    assert average._average_model.n_averaged == 3
+
+
 def test_checkpoints_of_weights_alone_are_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     options = ("--checkpoint.save_weights_only", "true", "--trainer.default_root_dir", "alone")

@@ -129,7 +129,7 @@ def test_what_nobody_waits_for_is_not_computed(model: ServedModel, monkeypatch: 
     """Jobs of one batch whose time is over before it is their turn, next to others."""
     decoded: list[int] = []
     decode = model.translator._decode
-    monkeypatch.setattr(model.translator, "_decode", lambda src: decoded.append(len(src)) or decode(src))
+    monkeypatch.setattr(model.translator, "_decode", lambda src, *rest: decoded.append(len(src)) or decode(src, *rest))
     late = {"deadline": time.monotonic() - 1}
     jobs = [
         Job(("cats",), **late),
@@ -326,7 +326,7 @@ BAD_BODIES = [
     (b'{"texts": ["a", "b", "c", "d"]}', 422, "got 4"),
     (b'{"texts": ["a", {}]}', 422, 'text 2 of "texts" should be a string, got an object'),
     (b'{"text": "\\ud800"}', 422, "surrogate"),
-    (b'{"text": "a\\nb"}', 422, 'has several lines; give a single one, or each line as one of "texts"'),
+    (b'{"text": "a\\nb"}', 422, "has several lines; send them one by one"),
     (b'{"texts": ["a", "a\\r\\n b"]}', 422, 'text 2 of "texts" has several lines'),
     (b'{"text": "' + b"x" * 700 + b'"}', 422, "at most 640"),
     (b'{"text": "' + b"q z " * 100 + b'"}', 422, "at most 40 are taken"),
