@@ -19,7 +19,7 @@ from lit_transformer.command_options import (
     sparing_memory,
 )
 from lit_transformer.errors import InputError
-from lit_transformer.translate_command import read_lines, tagged, written_to
+from lit_transformer.lines import read_lines, tagged, written_to
 
 
 def score_parser() -> argparse.ArgumentParser:

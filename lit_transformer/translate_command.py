@@ -7,9 +7,8 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -27,9 +26,9 @@ from lit_transformer.command_options import (
     number_of_tokens,
     positive,
     sparing_memory,
-    writing,
 )
 from lit_transformer.errors import InputError
+from lit_transformer.lines import read_lines, tagged, written_to
 
 logger = logging.getLogger(__name__)
 
@@ -74,38 +73,13 @@ def translate_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file of what each translation must begin with, a line for each; it may be empty",
     )
-    parser.add_argument(
-        "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
-    )
-    add_penalty_options(parser)
-    add_extra_length_option(parser)
-    parser.add_argument(
-        "--stop_early",
-        action="store_true",
-        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
-    )
-    parser.add_argument(
-        "--no_repeat_ngram_size",
-        type=number_of_tokens,
-        default=0,
-        metavar="N",
-        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
-    )
-    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
+    _add_search_options(parser)
     parser.add_argument(
         "--src_tag",
         metavar="TAG",
         help="put before each line, such as '<2de>', for a model trained with src_tag; it may also stand in the lines",
     )
-    parser.add_argument(
-        "--sample",
-        action="store_true",
-        help="draw translations at random instead of searching the likeliest, as for back-translation",
-    )
-    parser.add_argument("--temperature", type=finite, help="of --sample: divides the scores (default: 1.0)")
-    parser.add_argument("--top_k", type=int, help="of --sample: draw among the likeliest so many tokens (default: all)")
-    parser.add_argument("--top_p", type=finite, help="of --sample: draw among those with this share (default: 1.0)")
-    parser.add_argument("--seed", type=int, help="of --sample: another draw (default: 0)")
+    _add_sampling_options(parser)
     parser.add_argument("--n_best", type=positive, default=1, help="translations for each line (default: 1)")
     parser.add_argument("--scores", action="store_true", help="write the score before the text")
     parser.add_argument(
@@ -136,6 +110,39 @@ def translate_parser() -> argparse.ArgumentParser:
         "--compile", action="store_true", help="compile decoding steps with the C compiler of this machine, for the CPU"
     )
     return parser
+
+
+def _add_search_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
+    )
+    add_penalty_options(parser)
+    add_extra_length_option(parser)
+    parser.add_argument(
+        "--stop_early",
+        action="store_true",
+        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
+    )
+    parser.add_argument(
+        "--no_repeat_ngram_size",
+        type=number_of_tokens,
+        default=0,
+        metavar="N",
+        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
+    )
+    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
+
+
+def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="draw translations at random instead of searching the likeliest, as for back-translation",
+    )
+    parser.add_argument("--temperature", type=finite, help="of --sample: divides the scores (default: 1.0)")
+    parser.add_argument("--top_k", type=int, help="of --sample: draw among the likeliest so many tokens (default: all)")
+    parser.add_argument("--top_p", type=finite, help="of --sample: draw among those with this share (default: 1.0)")
+    parser.add_argument("--seed", type=int, help="of --sample: another draw (default: 0)")
 
 
 def translate(options: argparse.Namespace) -> None:
@@ -236,37 +243,6 @@ def _written(
             yield source, one.text
 
 
-def tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
-    """The lines with the tag before each that is not empty; without a tag as they are, with a word on what may lack."""
-    if tag is None:
-        return _warning_of_untagged(lines, known) if known else lines
-    if tag not in known:
-        raise InputError(
-            f"--src_tag {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}"
-        )
-    return _with_tag(lines, tag, known)
-
-
-def _with_tag(lines: Iterable[str], tag: str, known: list[str]) -> Iterator[str]:
-    is_silent = True
-    for number, line in enumerate(lines, 1):
-        own = next((one for one in known if line.lstrip().startswith(one)), None)
-        if own not in (None, tag) and is_silent:
-            logger.warning("line %d begins with %s, and has %s before that now", number, own, tag)
-            is_silent = False
-        yield line if own == tag or not line.strip() else f"{tag} {line}"
-
-
-def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str]:
-    is_silent = True
-    for number, line in enumerate(lines, 1):
-        if is_silent and line.strip() and not line.lstrip().startswith(tuple(known)):
-            message = "line %d has no tag, but the model was trained with tags (%s): set --src_tag to one of them"
-            logger.warning(message, number, ", ".join(known))
-            is_silent = False
-        yield line
-
-
 def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     from lit_transformer.decoding import BeamSearch, SamplingSearch
 
@@ -295,90 +271,6 @@ def _line(number: int, translation: Translation, options: argparse.Namespace) ->
     fields = [str(number)] if options.n_best > 1 else []
     fields += [f"{translation.score:.4f}"] if options.scores or options.n_best > 1 else []
     return "\t".join([*fields, translation.text]) + "\n"
-
-
-def read_lines(stack: ExitStack, name: str, option: str = "--input") -> Iterator[str]:
-    """The lines of a file, plain or compressed, or of standard input, cut at line feeds only."""
-    if name == "-":
-        if sys.stdin is None:
-            raise InputError(f"standard input is closed; name a file by {option}, or give sentences")
-        if sys.stdin.isatty():
-            logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
-        return _decoded(sys.stdin.buffer, "standard input")
-    from lit_transformer.data.network import is_address
-    from lit_transformer.data.textfiles import COMPRESSED, LineReader, plain_or_compressed
-
-    if is_address(name):
-        raise InputError(f"{option} {name} is no file of this machine: download it first, or pipe it in")
-    name = plain_or_compressed(name)
-    if name.endswith(COMPRESSED):
-        reader = LineReader(name)
-        stack.callback(reader.close)
-        return chain.from_iterable(iter(partial(reader.take, 100), []))
-    try:
-        return _decoded(stack.enter_context(open(name, "rb")), name)
-    except OSError as error:
-        raise InputError(f"{option} {name} cannot be read: {error.strerror}") from None
-
-
-def _decoded(stream: IO[bytes], name: str) -> Iterator[str]:
-    for number, line in enumerate(_told(stream, name), 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # drops a byte order mark
-        except UnicodeDecodeError:
-            is_packed = number == 1 and line.startswith(b"\x1f\x8b")
-            hint = "it is compressed, so pipe it through zcat" if is_packed else "convert the text to UTF-8 first"
-            raise InputError(f"line {number} of {name} is not valid UTF-8; {hint}") from None
-        yield text.removesuffix("\n").removesuffix("\r")
-
-
-def _told(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """The lines; an error while they are read names the file that they come from."""
-    try:
-        yield from stream
-    except OSError as error:
-        raise InputError(f"{name} cannot be read to its end: {error.strerror or error}") from None
-
-
-@contextmanager
-def written_to(name: str, option: str = "--output") -> Iterator[IO[str]]:
-    """Standard output, or a file that appears only when it is complete; what an error cuts short is kept beside it."""
-    from lit_transformer.checkpoints import replacing
-    from lit_transformer.data.textfiles import compressing
-
-    if name == "-":
-        if sys.stdout is None:
-            raise InputError(f"standard output is closed; name a file by {option}")
-        sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-        yield sys.stdout
-        sys.stdout.flush()  # a reader that has gone should be noticed here, not when the interpreter ends
-        return
-    with ExitStack() as stack:
-        stack.enter_context(writing(name, option))
-        unfinished = stack.enter_context(replacing(Path(name)))
-        stack.enter_context(_keeping_lines(unfinished, Path(name)))
-        yield stack.enter_context(compressing(unfinished, name))
-
-
-@contextmanager
-def _keeping_lines(unfinished: Path, path: Path) -> Iterator[None]:
-    """Keeps the lines of a file that an error or a signal leaves unfinished, as ``news.de.partial`` for ``news.de``.
-
-    A compressed one is ``news.de.partial.gz``, so that it is read as such.
-    """
-    from lit_transformer.data.textfiles import COMPRESSED, whole_lines
-
-    try:
-        yield
-    except BaseException:
-        if unfinished != path and unfinished.exists() and (count := whole_lines(unfinished, path.name)):
-            whole = path.resolve()
-            ending = path.suffix if path.suffix in COMPRESSED else ""
-            kept = whole.with_name(f"{whole.name.removesuffix(ending)}.partial{ending}")
-            with suppress(OSError):  # what went wrong before is what must be told
-                unfinished.replace(kept)
-                logger.warning("finished lines, kept in %s: %d", kept, count)
-        raise
 
 
 def _with_progress(

@@ -20,6 +20,7 @@ from command_line import Finished, lit
 from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
+from lit_transformer import lines as lines_file
 from lit_transformer import pair_scores, translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
@@ -357,7 +358,7 @@ def test_output_may_be_a_device(tiny_run: Path) -> None:
 def breaking_off(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     """Lets a signal come when the fifth line is read, and has four translated by then."""
     monkeypatch.setattr(translator_file, "_WINDOW", 2)
-    told = translate_command._told
+    told = lines_file._told
 
     def interrupted(*source: Any) -> Iterator[bytes]:
         for place, line in enumerate(told(*source), 1):
@@ -366,7 +367,7 @@ def breaking_off(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> Non
                 os.kill(os.getpid(), number)  # as timeout(1) does
             yield line
 
-    monkeypatch.setattr(translate_command, "_told", interrupted)
+    monkeypatch.setattr(lines_file, "_told", interrupted)
 
 
 @pytest.mark.parametrize("old", [None, "what was there\n"])
