@@ -75,6 +75,7 @@ def test_what_translate_writes_is_scored_whole(tiny_run: Path, caplog: pytest.Lo
 
     translator = Translator.from_pretrained(tiny_run, search=AtLength(), max_length=4)
     ((best,),) = translator.translate(["one two"])
+    caplog.clear()  # it reached the longest length allowed, and said so
     (found,) = translator.score([("one two", best.text)])
     expected = by_hand(translator, "one two", best.text)
     assert (found.log_prob, found.length) == (pytest.approx(expected[0], rel=1e-4), expected[1])

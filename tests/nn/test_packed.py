@@ -242,7 +242,7 @@ def test_other_precisions_stay_plain():
 def test_the_module_trains_packed_and_validates_plain(variant, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "lit_transformer.module.packed_features", lambda *args: calls.append(1) or packed_features(*args)
+        "lit_transformer.nn.outputs.packed_features", lambda *args: calls.append(1) or packed_features(*args)
     )
     src, tgt = sentences()
     tgt[:, 0] = 2
