@@ -31,13 +31,13 @@ class TeacherMemory:
 
     def __call__(self, batch: TranslationBatch) -> Shortlist:
         """What the teachers say of the real target tokens of a batch, ``(N, K)``."""
+        if not len(batch):
+            return self.ask(batch, self.top_k)
         keys = [_key(src, tgt) for src, tgt in zip(batch.src.tolist(), batch.tgt.tolist(), strict=True)]
         first = {key: row for row, key in reversed([*enumerate(keys)]) if key not in self._known}
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.src.device)
             self._learn([keys[row] for row in rows.tolist()], replace(batch, src=batch.src[rows], tgt=batch.tgt[rows]))
-        if not keys:
-            return self.ask(batch, self.top_k)
         tokens, probs = (torch.cat(parts) for parts in zip(*(self._known[key] for key in keys), strict=True))
         device = batch.src.device
         return Shortlist(tokens.to(device, torch.long), probs.to(device, torch.float32))
