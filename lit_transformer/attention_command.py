@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     command_parser,
-    given_lines,
     positive,
     sparing_memory,
     writing,
 )
 from lit_transformer.errors import InputError
+from lit_transformer.lines import given_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

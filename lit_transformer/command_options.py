@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import signal
 import sys
 import threading
@@ -145,16 +144,6 @@ def device_of(options: argparse.Namespace) -> str:
         return str(device.device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
-
-
-def given_lines(texts: list[str]) -> list[str]:
-    """Sentences of the command line, if they are text."""
-    for number, text in enumerate(texts, 1):
-        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes that Python could not decode
-            raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
-        if re.search("[\r\n]", text.strip("\r\n")):
-            raise InputError(f"sentence {number} of the command line has several lines; give each as a sentence")
-    return [text.strip("\r\n") for text in texts]
 
 
 def new_folder(name: str) -> Path:

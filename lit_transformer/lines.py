@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,12 +18,37 @@ from lit_transformer.errors import InputError
 logger = logging.getLogger(__name__)
 
 
+def has_several_lines(text: str) -> bool:
+    """Whether a text has a line break that is not at its ends: models read single lines, and have never seen one."""
+    return re.search("[\r\n]", text.strip("\r\n")) is not None
+
+
+def has_half_a_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate: what was no UTF-8, or JSON that says so."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def given_lines(texts: list[str]) -> list[str]:
+    """Sentences of the command line, if they are text."""
+    for number, text in enumerate(texts, 1):
+        if has_half_a_character(text):  # bytes that Python could not decode
+            raise InputError(f"sentence {number} of the command line is not valid UTF-8; convert it to UTF-8 first")
+        if has_several_lines(text):
+            raise InputError(f"sentence {number} of the command line has several lines; give each as a sentence")
+    return [text.strip("\r\n") for text in texts]
+
+
+def comes_from_the_keyboard(name: str) -> bool:
+    """Whether what a command reads by this name is typed by a person."""
+    return name == "-" and sys.stdin is not None and sys.stdin.isatty()
+
+
 def read_lines(stack: ExitStack, name: str, option: str = "--input") -> Iterator[str]:
     """The lines of a file, plain or compressed, or of standard input, cut at line feeds only."""
     if name == "-":
         if sys.stdin is None:
             raise InputError(f"standard input is closed; name a file by {option}, or give sentences")
-        if sys.stdin.isatty():
+        if comes_from_the_keyboard(name):
             logger.info("reading sentences from the keyboard, one in a line; end with Ctrl-D")
         return _decoded(sys.stdin.buffer, "standard input")
     from lit_transformer.data.network import is_address

@@ -124,7 +124,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight, dtype=full) if wants_gradient else weight
         denominators, own = x.new_empty(2, len(labels), dtype=full)  # of the softmax (logarithms); logits of labels
         apart, taught = x.new_zeros(2, dtype=full)  # divergence of all pairs of rows; cross-entropy with the teachers
-        if not isinstance(teachers, Shortlist):
+        if isinstance(teachers, Shortlist):
+            teachers = Shortlist(teachers.tokens, teachers.probs.to(full))
+        else:
             teachers = [_in_dtype(teacher, dtype) for teacher in teachers]
         is_on_cpu = x.device.type == "cpu"
         row = len(weight) * x.element_size()  # bytes
@@ -244,14 +246,15 @@ def _soften(
         log_probs = full.log_softmax(-1)
         torch.sub(full.amax(1), log_probs.amax(1), out=denominators)
         probs, apart = agreeing(log_probs, agreement)
-    copies = 1 if agreement is None else 2
     if isinstance(said, Shortlist):
-        few = Shortlist(said.tokens, said.probs.to(full.dtype))
-        few = Shortlist(*(one.repeat_interleave(copies, 0) for one in few))
-        taught = (denominators - (few.probs * full.gather(1, few.tokens)).sum(1) - few.rest[:, 0] * full.mean(1)).sum()
-        probs.sub_(few.rest, alpha=share / full.size(1)).scatter_add_(1, few.tokens, few.probs * -share)
+        few = said if agreement is None else Shortlist(*(one.repeat_interleave(2, 0) for one in said))
+        rest = few.rest
+        taught = (denominators - (few.probs * full.gather(1, few.tokens)).sum(1) - rest[:, 0] * full.mean(1)).sum()
+        probs.sub_(rest, alpha=share / full.size(1)).scatter_add_(1, few.tokens, few.probs * -share)
     elif said:
-        target = mean_distribution(said, full.dtype).repeat_interleave(copies, 0)
+        target = mean_distribution(said, full.dtype)
+        if agreement is not None:
+            target = target.repeat_interleave(2, 0)
         taught = (denominators - (target * full).sum(1)).sum()
         probs.sub_(target, alpha=share)
     logits.copy_(probs.scatter_add_(1, labels, probs.new_full(labels.shape, (1 - share) * (smoothing - 1))))

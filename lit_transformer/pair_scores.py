@@ -76,13 +76,7 @@ class PairScorer:
         src = self.tokenizer.encode_src([pairs[place][0] for place in filled])
         tgt = self.tokenizer.encode_tgt([pairs[place][1] for place in filled])
         rows = {
-            place: (
-                _cut(source, self.max_length, f"source line {start + place + 1}"),
-                [
-                    *target[:1],
-                    *_cut(target[1:], self.max_tgt_length, f"target line {start + place + 1}"),
-                ],  # BOS is free
-            )
+            place: self._cut(source, target, start + place + 1)
             for place, source, target in zip(filled, src, tgt, strict=True)
         }
         lengths = {place: max(len(source), len(target)) for place, (source, target) in rows.items()}
@@ -90,6 +84,11 @@ class PairScorer:
             for place, score in zip(batch, self._scores([rows[place] for place in batch]), strict=True):
                 found[place] = score
         return found
+
+    def _cut(self, source: list[int], target: list[int], number: int) -> tuple[list[int], list[int]]:
+        """The ids of a pair without what is too long; BOS does not count."""
+        src = _cut(source, self.max_length, "source", number)
+        return src, [target[0], *_cut(target[1:], self.max_tgt_length, "target", number)]
 
     @torch.inference_mode()
     def _scores(self, rows: list[tuple[list[int], list[int]]]) -> list[PairScore]:
@@ -104,9 +103,9 @@ class PairScorer:
         return [PairScore(*both) for both in zip(each.sum(1).tolist(), lengths.tolist(), strict=True)]
 
 
-def _cut(ids: list[int], longest: int, name: str) -> list[int]:
+def _cut(ids: list[int], longest: int, side: str, number: int) -> list[int]:
     """Ids without what is too long; EOS stays at the end."""
     if len(ids) <= longest:
         return ids
-    logger.warning("%s has %d tokens and is cut to %d", name, len(ids), longest)
+    logger.warning("%s line %d has %d tokens and is cut to %d", side, number, len(ids), longest)
     return [*ids[: longest - 1], ids[-1]]

@@ -21,14 +21,13 @@ from lit_transformer.command_options import (
     command_parser,
     device_of,
     finite,
-    given_lines,
     heeding_sigterm,
     number_of_tokens,
     positive,
     sparing_memory,
 )
 from lit_transformer.errors import InputError
-from lit_transformer.lines import read_lines, tagged, written_to
+from lit_transformer.lines import comes_from_the_keyboard, given_lines, read_lines, tagged, written_to
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def translate(options: argparse.Namespace) -> None:
     if options.alignment_layer and not options.alignment:
         raise InputError(f"--alignment_layer {options.alignment_layer} needs --alignment FILE to write to")
     _check_files(options)
-    if options.buffer_size is None and _comes_from_the_keyboard(options):
+    if options.buffer_size is None and not options.text and comes_from_the_keyboard(options.input):
         options.buffer_size = 1
     with collecting_later():
         translator = _load(options)
@@ -179,10 +178,6 @@ def translate(options: argparse.Namespace) -> None:
 
         alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
-
-
-def _comes_from_the_keyboard(options: argparse.Namespace) -> bool:
-    return options.input == "-" and not options.text and sys.stdin is not None and sys.stdin.isatty()
 
 
 def _check_files(options: argparse.Namespace) -> None:

@@ -191,9 +191,8 @@ class BeamSearch(Search):
         Args:
             network: Whose translations are searched.
             src: Source ids, padded on the right.
-            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
-                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
-                what follows them.
+            prefixes: For each sentence what its translations must begin with, see
+                :class:`~lit_transformer.GreedySearch`.
         """
         caps = output_caps(network, src, self.max_extra_length)
         if len(caps) == 0:

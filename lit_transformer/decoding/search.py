@@ -327,9 +327,7 @@ class SamplingSearch(Search):
         Args:
             network: Whose translations are searched.
             src: Source ids, padded on the right.
-            prefixes: For each sentence the tokens that its translation must begin with, none for a free one. They count
-                in length and log probability as any others; ``allow_unknown`` and ``no_repeat_ngram_size`` bind only
-                what follows them.
+            prefixes: For each sentence what its translations must begin with, see :class:`GreedySearch`.
         """
         content = f"{self.seed} {src.tolist()}".encode()
         seed = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")

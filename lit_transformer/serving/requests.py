@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl
 
 from lit_transformer.cli import did_you_mean
+from lit_transformer.lines import has_half_a_character, has_several_lines
 
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 _CHARACTERS_PER_TOKEN = 16  # more than any subword tokenizer makes of a sentence; bounds what is tokenised at all
@@ -210,9 +211,9 @@ def _check_text(name: str, text: Any, limits: Limits) -> None:
         _refuse(f"{name} should be a string, got {_kind(text)}")
     if len(text) > limits.max_characters:
         _refuse(f"{name} has {len(text)} characters; at most {limits.max_characters} are taken, so cut it")
-    if re.search("[\r\n]", text.strip("\r\n")):  # models read single lines, and have never seen a break
+    if has_several_lines(text):
         _refuse(f"{name} has several lines; send them one by one")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_half_a_character(text):
         _refuse(f"{name} holds half of a character (a lone surrogate), which is no text")
 
 
