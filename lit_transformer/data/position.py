@@ -79,7 +79,7 @@ class StreamPosition(Callback):
             self._done = self._now(trainer)
         dropped = self._data.dropped.total()
         if dropped:
-            pl_module.log("train/dropped_rows", torch.tensor(float(dropped)), batch_size=1)  # on the CPU: see module.py
+            pl_module.log("train/dropped_rows", torch.tensor(float(dropped)), batch_size=1)  # read each time
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remembers that checkpoints written from now on may hold half a step."""
