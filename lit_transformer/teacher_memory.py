@@ -38,7 +38,8 @@ class TeacherMemory:
         if first:
             rows = torch.tensor(sorted(first.values()), device=batch.src.device)
             self._learn([keys[row] for row in rows.tolist()], replace(batch, src=batch.src[rows], tgt=batch.tgt[rows]))
-        tokens, probs = (torch.cat(parts) for parts in zip(*(self._known[key] for key in keys), strict=True))
+        with torch.autocast("cpu", enabled=False):  # which knows no float16 and refuses to join it
+            tokens, probs = (torch.cat(parts) for parts in zip(*(self._known[key] for key in keys), strict=True))
         device = batch.src.device
         return Shortlist(tokens.to(device, torch.long), probs.to(device, torch.float32))
 

@@ -233,7 +233,8 @@ def test_teachers_are_asked_once_for_each_pair(kind: type[LitTransformer]) -> No
     found = memory(whole)
     assert set(asked) == {4}
     asked.clear()
-    assert all(map(torch.equal, found, memory(whole)))
+    with torch.autocast("cpu", torch.bfloat16):  # as in mixed precision
+        assert all(map(torch.equal, found, memory(whole)))
     assert not asked
     real = whole.labels != 0
     mean = sum(one(whole.src, whole.tgt_input)[real].softmax(-1) for one in module._networks) / len(module._networks)
