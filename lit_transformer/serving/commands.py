@@ -78,6 +78,12 @@ def serve_parser() -> CommandParser:
     parser.add_argument(
         "--num_workers", type=positive, default=1, help="processes that translate, each with the model (default: 1)"
     )
+    parser.add_argument(
+        "--src_tag",
+        metavar="TAG",
+        help="put before texts that have no tag and whose request names none, such as '<2de>', for a model trained "
+        "with src_tag; '' leaves them as they are (default: they are refused)",
+    )
     parser.add_argument("--src_lang", metavar="CODE", type=_lang, help="source language for the page, such as en")
     parser.add_argument("--tgt_lang", metavar="CODE", type=_lang, help="target language for the page, such as ko")
     return parser
@@ -179,6 +185,7 @@ def build_app(options: argparse.Namespace) -> ServingApp:
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
         run=options.checkpoint,
+        src_tag=options.src_tag,
     )
     limits = Limits(
         max_length=options.max_length,

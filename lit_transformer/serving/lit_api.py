@@ -38,6 +38,8 @@ class TranslationAPI(LitAPI):
         batch_timeout: Seconds to wait for a batch to fill.
         api_path: The address.
         num_threads: Threads of each of LitServe's workers on a CPU; None for torch's own number, all cores.
+        src_tag: Tag of texts that have none and whose request names none, for a model trained with ``src_tag``; empty
+            if they need none, None to refuse them.
 
     Raises:
         InputError: If LitServe is not installed.
@@ -57,6 +59,7 @@ class TranslationAPI(LitAPI):
         batch_timeout: float = 0.005,
         api_path: str = "/translate",
         num_threads: int | None = None,
+        src_tag: str | None = None,
     ) -> None:
         if LitAPI is object:
             raise InputError('TranslationAPI needs a package: pip install "lit-transformer[litserve]"')
@@ -64,7 +67,7 @@ class TranslationAPI(LitAPI):
         search = search or BeamSearch()
         self.num_threads = num_threads
         self.limits = replace(limits or Limits(), max_n_best=search.beam_size, max_extra_length=search.max_extra_length)
-        self.settings = ModelSettings(str(checkpoint), search, self.limits.max_length)
+        self.settings = ModelSettings(str(checkpoint), search, self.limits.max_length, src_tag=src_tag)
 
     def setup(self, device: str) -> None:
         """Loads the model, in each of LitServe's workers."""

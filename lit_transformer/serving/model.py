@@ -18,7 +18,7 @@ from lit_transformer.bidi import pointing
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import CTranslate2Translator, Engine, load_translator
-from lit_transformer.interfaces import Translation
+from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.model_files import weights_of
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
@@ -44,6 +44,8 @@ class ModelSettings:
         device: Where to translate.
         num_threads: Threads of one worker on the CPU.
         engine: ``torch`` or ``ctranslate2``.
+        src_tag: Tag of texts that have none and whose request names none; empty if they need none, None if they are to
+            be refused by a model that was trained with tags.
     """
 
     checkpoint: str
@@ -54,6 +56,7 @@ class ModelSettings:
     num_threads: int = 1
     engine: Engine = "torch"
     run: str | None = None
+    src_tag: str | None = None
 
 
 class ServedModel:
@@ -63,11 +66,20 @@ class ServedModel:
         translator: The trained model; another engine serves as well if it has ``translate``, ``attention``,
             ``search``, ``max_length`` and a ``tokenizer`` with ``encode_src``, ``is_blank`` and ``tags``.
         limits: What a job may ask for.
+        src_tag: See ``ModelSettings``.
+
+    Raises:
+        InputError: If the model does not know the tag.
     """
 
-    def __init__(self, translator: Translator, limits: Limits) -> None:
+    def __init__(self, translator: Translator, limits: Limits, src_tag: str | None = None) -> None:
+        tags = translator.tokenizer.tags
+        if src_tag and src_tag not in tags:
+            known = ", ".join(tags) or "it has none"
+            raise InputError(f"src_tag {src_tag} is none of the tags that the model knows: {known}")
         self.translator = translator
         self.limits = limits
+        self.src_tag = src_tag
         self._usual = dict(vars(translator.search))
 
     @classmethod
@@ -75,7 +87,7 @@ class ServedModel:
         """Loads the model.
 
         Raises:
-            InputError: If there is nothing there to translate with, or the engine is missing.
+            InputError: If there is nothing there to translate with, the engine is missing, or there is no such tag.
         """
         checkpoint = settings.checkpoint
         if settings.run is not None and not Path(checkpoint).exists():
@@ -92,7 +104,7 @@ class ServedModel:
             num_workers=1,
         )
         translator.names_lines = False  # which would be places in a batch of several clients
-        return cls(translator.to(settings.device), limits)
+        return cls(translator.to(settings.device), limits, settings.src_tag)
 
     def describe(self) -> dict[str, Any]:
         """What clients may know about the model."""
@@ -102,6 +114,7 @@ class ServedModel:
             "parameters": sum(parameter.numel() for parameter in network.parameters()) if network else None,
             "precision": self.translator.precision,
             "src_tags": list(self.translator.tokenizer.tags),
+            "src_tag": self.src_tag,
             "attention": hasattr(network, "attention_maps"),
             "max_length": self.translator.max_length,
         }
@@ -151,14 +164,20 @@ class ServedModel:
         if time.monotonic() > job.deadline:
             raise _late()
         tags = self.translator.tokenizer.tags
-        if job.src_tag is not None and job.src_tag not in tags:
+        if job.src_tag and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
+        if tags and job.src_tag is None and self.src_tag is None:
+            bare = [number for number, text in enumerate(job.texts, 1) if text.strip() and not _begins_with(tags, text)]
+            if bare:
+                sentence = f"text {bare[0]} has no tag, but the model was trained with tags ({', '.join(tags)})"
+                remedy = 'set "src_tag" to one of them, or to "" if it needs none'
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{sentence}: {remedy}")
         if _looks_inside(job) and self.translator.tokenizer.is_blank(job.texts[0]):
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the text is empty; give a sentence to look at")
         longest = self.translator.max_length
         longest = min(longest, self.limits.max_attention) if _looks_inside(job) else longest
-        lengths = [len(ids) for ids in self.translator.tokenizer.encode_src(list(_sources(job)))]
+        lengths = [len(ids) for ids in self.translator.tokenizer.encode_src(self._sources(job))]
         for number, length in enumerate(lengths, 1):
             if length > longest:
                 what = " to show its attention" if _looks_inside(job) else ""
@@ -189,7 +208,7 @@ class ServedModel:
             self.translator.search.deadline = max(job.deadline for job in jobs)
         begun = [prefix for job in jobs for prefix in job.prefixes or [""] * len(job.texts)]
         try:
-            sources = [source for job in jobs for source in _sources(job)]
+            sources = [source for job in jobs for source in self._sources(job)]
             found = self.translator.translate(sources, begun if any(begun) else None)
             return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
         except TimeUpError:
@@ -203,7 +222,7 @@ class ServedModel:
     def _look(self, job: Job) -> Reply:
         """The attention of one text, as JSON or as a page."""
         self._set_search(job)
-        view = self.translator.attention(_sources(job)[0], job.target)
+        view = self.translator.attention(self._sources(job)[0], job.target)
         if not job.as_page:
             result = _result(job.texts[0], view.beams)
             return json_reply({"results": [{**result, "attention": _attention(view)}]})
@@ -211,6 +230,14 @@ class ServedModel:
         num_others = sum(sum_of_tokens <= self.limits.max_candidates for sum_of_tokens in tokens) - 1
         page = replace(view, others=view.others[: max(0, num_others)]).page(pointing(job.texts[0], view.target))
         return Reply(200, "text/html; charset=utf-8", page.encode())
+
+    def _sources(self, job: Job) -> list[str]:
+        """The texts as the model reads them."""
+        tag = self.src_tag if job.src_tag is None else job.src_tag
+        if not tag:
+            return list(job.texts)
+        enough = self.translator.tokenizer.tags if job.src_tag is None else [tag]
+        return [text if not text.strip() or _begins_with(enough, text) else f"{tag} {text}" for text in job.texts]
 
     def _wishes(self, job: Job) -> dict[str, Any]:
         """The settings of the search that jobs may choose: what this one says, else as they are on this server."""
@@ -233,12 +260,8 @@ def _looks_inside(job: Job) -> bool:
     return job.attention or job.as_page
 
 
-def _sources(job: Job) -> tuple[str, ...]:
-    """The texts as the model reads them."""
-    if job.src_tag is None:
-        return job.texts
-    tag = job.src_tag
-    return tuple(text if not text.strip() or text.lstrip().startswith(tag) else f"{tag} {text}" for text in job.texts)
+def _begins_with(tags: Sequence[str], text: str) -> bool:
+    return text.lstrip().startswith(tuple(tags))
 
 
 def _result(text: str, found: list[Translation]) -> dict[str, Any]:

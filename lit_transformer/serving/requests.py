@@ -70,9 +70,9 @@ class Job(NamedTuple):
 
     ``as_page`` asks for the attention page of ``texts[0]`` and of ``target``, or of the model's own translation if that
     is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set. The translations begin
-    with ``prefixes``, one for each text, or are free if there are none; what is None of the search is as the server has
-    it. After ``deadline``, in seconds of ``time.monotonic``, which the processes of a machine share, nobody waits for
-    the answer.
+    with ``prefixes``, one for each text, or are free if there are none. An empty ``src_tag`` is none at all; where it
+    is None, and what is None of the search, is as the server has it. After ``deadline``, in seconds of
+    ``time.monotonic``, which the processes of a machine share, nobody waits for the answer.
     """
 
     texts: tuple[str, ...]

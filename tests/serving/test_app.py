@@ -16,7 +16,7 @@ import torch
 from asgi_client import ThreadWorker, ask, post, run
 from running_server import Answer
 
-from lit_transformer import BeamSearch, Transformer, Translator
+from lit_transformer import BeamSearch, SubwordTokenizer, TeachingCorpus, Transformer, Translator
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.app import ServingApp
 from lit_transformer.serving.batcher import Batcher
@@ -135,6 +135,69 @@ def test_a_prefix_may_fill_the_translation_and_no_more(app: ServingApp, model: S
     assert texts_of(fits)[0].startswith(text)
     assert longer.status == 422
     assert f"tokens, and the translation may have {room}; shorten it" in longer.content["error"]
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Translator:
+    """A model of two target languages, with random weights."""
+    torch.manual_seed(2)
+    tokenizer = SubwordTokenizer(vocab_size=400, tags=["<2de>", "<2ko>"])
+    tokenizer.train(TeachingCorpus("train", max_rows=50))
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    return Translator(network, tokenizer, BeamSearch(max_extra_length=8))
+
+
+def answered(model: ServedModel, **fields: Any) -> Any:
+    """The score of each text's translation, which tells what was read, or the sentence of a refusal."""
+    (reply,) = model.answer([job_of(fields, LIMITS)])
+    content = json.loads(reply.body)
+    if reply.status != 200:
+        assert reply.status == 422
+        return content["error"]
+    return pytest.approx([result["translations"][0]["score"] for result in content["results"]], abs=1e-3)
+
+
+def scores(tagged: Translator, *texts: str) -> list[float]:
+    return [found[0].score for found in tagged.translate(list(texts))]
+
+
+def test_a_text_without_a_tag_is_refused_where_the_model_knows_tags(tagged: Translator) -> None:
+    model = ServedModel(tagged, LIMITS)
+    german, korean, bare = scores(tagged, "<2de> cats", "<2ko> cats", "cats")
+    assert min(abs(german - korean), abs(german - bare), abs(korean - bare)) > 4e-3, "tags make a difference"
+    assert answered(model, texts=["<2de> cats", " ", "<2ko> cats"]) == [german, 0.0, korean]
+    assert answered(model, text="cats", src_tag="<2ko>") == [korean]
+    assert answered(model, text="cats", src_tag="") == [bare]
+    assert answered(model, texts=["<2de> cats", "", "cats"]) == (
+        "text 3 has no tag, but the model was trained with tags (<2de>, <2ko>): "
+        'set "src_tag" to one of them, or to "" if it needs none'
+    )
+    (page,) = model.answer([Job(("cats",), as_page=True)])
+    assert page.status == 422
+    assert b"text 1 has no tag" in page.body
+    assert "the model does not know this" in answered(model, text="cats", src_tag="<2fr>")
+
+
+def test_the_server_may_choose_the_tag_of_texts_that_have_none(tagged: Translator) -> None:
+    model = ServedModel(tagged, LIMITS, "<2ko>")
+    german, korean, bare = scores(tagged, "<2de> cats", "<2ko> cats", "cats")
+    assert answered(model, texts=["cats", "<2de> cats", "<2ko> cats"]) == [korean, german, korean]
+    assert answered(model, text="cats", src_tag="<2de>") == [german]
+    assert answered(model, text="cats", src_tag="") == [bare]
+    assert answered(ServedModel(tagged, LIMITS, ""), text="cats") == [bare]
+    assert [ServedModel(tagged, LIMITS, tag).describe()["src_tag"] for tag in (None, "", "<2ko>")] == [
+        None,
+        "",
+        "<2ko>",
+    ]
+
+
+def test_a_tag_of_the_server_has_to_be_known(tiny_model: Path, tagged: Translator) -> None:
+    with pytest.raises(InputError, match="src_tag <2fr> is none of the tags that the model knows: <2de>, <2ko>"):
+        ServedModel(tagged, LIMITS, "<2fr>")
+    settings = ModelSettings(str(tiny_model), src_tag="<2ko>")
+    with pytest.raises(InputError, match="src_tag <2ko> is none of the tags that the model knows: it has none"):
+        ServedModel.load(settings, LIMITS)
 
 
 def test_requests_that_wait_together_share_a_batch(app: ServingApp) -> None:

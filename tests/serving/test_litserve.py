@@ -65,8 +65,9 @@ def test_it_answers_as_serve_does(port: int, tiny_model: Path) -> None:
 
 def test_the_search_is_ones_own_and_bounds_what_clients_ask_for(tiny_model: Path) -> None:
     search = BeamSearch(beam_size=2, length_penalty=0.1, max_extra_length=3, no_repeat_ngram_size=1)
-    api = TranslationAPI(str(tiny_model), search)
+    api = TranslationAPI(str(tiny_model), search, src_tag="")
     api.setup("cpu")
+    assert api.model.src_tag == ""
     content = {"text": "I love cats", "n_best": 2}
     jobs = [api.decode_request({**content, **more}) for more in ({}, {"n_best": 3}, {"max_extra_length": 4})]
     reply, *refused = [api.encode_response(one) for one in api.predict(jobs)]

@@ -255,12 +255,13 @@ def test_the_search_is_that_of_translate(tiny_run: Path, engine: str) -> None:
     """Every option of the search that translate has for one line says the same here."""
     options = ["--beam_size", "3", "--length_penalty", "0.2", "--penalty_kind", "power", "--max_extra_length", "7"]
     options += ["--stop_early", "--no_repeat_ngram_size", "2", "--no_unknown", "--engine", engine]
-    app = build_app(serve_parser().parse_args([str(tiny_run), *options]))
+    app = build_app(serve_parser().parse_args([str(tiny_run), *options, "--src_tag", "<2de>"]))
     (worker,) = app.batcher.workers
     assert isinstance(worker, ProcessWorker)
     expected = _search(translate_parser().parse_args([str(tiny_run), *options]))
     assert vars(worker._settings.search) == vars(expected) != vars(type(expected)(beam_size=3))
     assert isinstance(worker._settings.search, TimedSearch) == (engine == "torch")
+    assert worker._settings.src_tag == "<2de>"
     assert (app.limits.max_n_best, app.limits.max_extra_length) == (3, 7)
 
 
