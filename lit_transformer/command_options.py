@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from lit_transformer.cli import did_you_mean, fail
-from lit_transformer.errors import InputError
+from lit_transformer.errors import InputError, short_of_memory
 
 CHECKPOINT_HELP = (
     "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
@@ -190,22 +190,20 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
 
 
 @contextmanager
-def sparing_memory(remedy: str) -> Iterator[None]:
-    """Says in one sentence that there is too little memory, and what needs less."""
+def sparing_memory(remedy: str, need: str = "this") -> Iterator[None]:
+    """Says in one sentence that there is too little memory for what is needed, and what needs less."""
     try:
         yield
     except RuntimeError as error:
-        device = _short_of_memory(error)
+        device = short_of_memory(error)
         if device is None:
             raise
-        raise InputError(f"{device} has too little memory for this: {remedy}") from None
+        raise InputError(f"{device} has too little memory for {need}: {remedy}") from None
 
 
-def _short_of_memory(error: RuntimeError) -> str | None:
-    """What has no room left, if that is what torch says, in this process or in a worker's."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
-        return "the device"
-    return "this machine" if "DefaultCPUAllocator" in str(error) else None
+def loading_a_model() -> AbstractContextManager[None]:
+    """Says in one sentence that there is too little memory for the model itself, wherever it is loaded to."""
+    return sparing_memory("another device or machine is needed, or a smaller model", "the model")
 
 
 @contextmanager

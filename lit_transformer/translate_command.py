@@ -21,6 +21,7 @@ from lit_transformer.command_options import (
     device_of,
     finite,
     heeding_sigterm,
+    loading_a_model,
     positive,
     search_settings,
     sparing_memory,
@@ -139,7 +140,7 @@ def translate(options: argparse.Namespace) -> None:
     _check_files(options)
     if options.buffer_size is None and not options.text and comes_from_the_keyboard(options.input):
         options.buffer_size = 1
-    with collecting_later():
+    with collecting_later(), loading_a_model():
         translator = _load(options)
     remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
     with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:

@@ -15,6 +15,7 @@ from typing import Any
 from lit_transformer.attention_page import attention_grids
 from lit_transformer.attention_view import AttentionView
 from lit_transformer.bidi import pointing
+from lit_transformer.command_options import loading_a_model
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import CTranslate2Translator, Engine, load_translator
@@ -87,7 +88,7 @@ class ServedModel:
         """Loads the model.
 
         Raises:
-            InputError: If there is nothing there to translate with, the engine is missing, or there is no such tag.
+            InputError: If there is nothing there to translate with, too little memory, no such engine or no such tag.
         """
         checkpoint = settings.checkpoint
         if settings.run is not None and not Path(checkpoint).exists():
@@ -95,16 +96,17 @@ class ServedModel:
             logger.warning(
                 "%s is gone: this worker serves %s, others may serve other weights", settings.checkpoint, checkpoint
             )
-        translator = load_translator(
-            checkpoint,
-            settings.engine,
-            search=copy(settings.search),  # each job changes it
-            max_length=settings.max_length,
-            precision=settings.precision,
-            num_workers=1,
-        )
+        with loading_a_model():
+            translator = load_translator(
+                checkpoint,
+                settings.engine,
+                search=copy(settings.search),  # each job changes it
+                max_length=settings.max_length,
+                precision=settings.precision,
+                num_workers=1,
+            ).to(settings.device)
         translator.names_lines = False  # which would be places in a batch of several clients
-        return cls(translator.to(settings.device), limits, settings.src_tag)
+        return cls(translator, limits, settings.src_tag)
 
     def describe(self) -> dict[str, Any]:
         """What clients may know about the model."""
@@ -123,9 +125,10 @@ class ServedModel:
         """Translates a sentence: what cannot work fails now, not with the first client, who gets a warm model.
 
         Raises:
-            InputError: If the engine cannot translate as it was asked to.
+            InputError: If the engine cannot translate as it was asked to, or there is too little memory.
         """
-        list(self.translator.translate([_TRIAL]))
+        with loading_a_model():
+            list(self.translator.translate([_TRIAL]))
 
     def answer(self, jobs: Sequence[Job], is_forgotten: Callable[[], bool] = bool) -> list[Reply]:
         """A reply for each job; those that ask for the same search are searched for together.
