@@ -175,7 +175,9 @@ class Translator:
     ) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
 
-        An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags.
+        An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags. White space
+        is read as it stands, doubled or at an end, just as in training; models of sentencepiece have a rule that drops
+        it, in training and here.
 
         A prefix is cut into subwords like a whole target. If it ends within a word, the network may go on with that
         word or begin another, and its subwords need not be those with which it would write the word: better end a
