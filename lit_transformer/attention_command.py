@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     command_parser,
+    loading_a_model,
     positive,
     sparing_memory,
     writing,
@@ -70,7 +71,8 @@ def attention(options: argparse.Namespace) -> None:
     options.source, options.target = given_lines([options.source, options.target or ""])
     stem, _, picture = split_ending(options.output)
     search = BeamSearch(beam_size=max(4, options.n_best), n_best=options.n_best)
-    translator = Translator.from_pretrained(options.checkpoint, search=search)
+    with loading_a_model():
+        translator = Translator.from_pretrained(options.checkpoint, search=search)
     with sparing_memory("use a smaller --n_best, or a shorter sentence"):
         view = translator.attention(options.source, options.target or None)
     beams = [(beam.text, beam.score) for beam in view.beams]

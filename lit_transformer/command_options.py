@@ -8,13 +8,13 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_transformer.cli import did_you_mean, fail
-from lit_transformer.errors import InputError
+from lit_transformer.errors import InputError, short_of_memory
 
 CHECKPOINT_HELP = (
     "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
@@ -66,8 +66,9 @@ def number_of_tokens(text: str) -> int:
     return value
 
 
-def add_extra_length_option(parser: argparse.ArgumentParser) -> None:
-    """The option that bounds translations, of all commands that search for them."""
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the search but its width, of all commands that search for translations."""
+    add_penalty_options(parser)
     parser.add_argument(
         "--max_extra_length",
         type=number_of_tokens,
@@ -75,6 +76,25 @@ def add_extra_length_option(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens that a translation may have more than its source; a longer one is closed there (default: 50)",
     )
+    parser.add_argument(
+        "--stop_early",
+        action="store_true",
+        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
+    )
+    parser.add_argument(
+        "--no_repeat_ngram_size",
+        type=number_of_tokens,
+        default=0,
+        metavar="N",
+        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
+    )
+    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
+
+
+def search_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options of ``add_search_options`` say, as arguments of ``BeamSearch``."""
+    names = ("length_penalty", "penalty_kind", "max_extra_length", "stop_early", "no_repeat_ngram_size")
+    return {**{name: getattr(options, name) for name in names}, "allow_unknown": not options.no_unknown}
 
 
 def add_penalty_options(parser: argparse.ArgumentParser) -> None:
@@ -170,22 +190,20 @@ def writing(name: str, option: str = "--output") -> Iterator[None]:
 
 
 @contextmanager
-def sparing_memory(remedy: str) -> Iterator[None]:
-    """Says in one sentence that there is too little memory, and what needs less."""
+def sparing_memory(remedy: str, need: str = "this") -> Iterator[None]:
+    """Says in one sentence that there is too little memory for what is needed, and what needs less."""
     try:
         yield
     except RuntimeError as error:
-        device = _short_of_memory(error)
+        device = short_of_memory(error)
         if device is None:
             raise
-        raise InputError(f"{device} has too little memory for this: {remedy}") from None
+        raise InputError(f"{device} has too little memory for {need}: {remedy}") from None
 
 
-def _short_of_memory(error: RuntimeError) -> str | None:
-    """What has no room left, if that is what torch says, in this process or in a worker's."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
-        return "the device"
-    return "this machine" if "DefaultCPUAllocator" in str(error) else None
+def loading_a_model() -> AbstractContextManager[None]:
+    """Says in one sentence that there is too little memory for the model itself, wherever it is loaded to."""
+    return sparing_memory("another device or machine is needed, or a smaller model", "the model")
 
 
 @contextmanager

@@ -10,6 +10,13 @@ class InputError(ValueError):
     is_everywhere = False  # whether all processes of a training raise one at this same step
 
 
+def short_of_memory(error: RuntimeError) -> str | None:
+    """What has no room left, if that is what torch says, in this process or in a worker's."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this
+        return "the device"
+    return "this machine" if "DefaultCPUAllocator" in str(error) else None
+
+
 class NoAttentionError(InputError):
     """A model that translates and cannot show where its heads look."""
 

@@ -15,6 +15,7 @@ from lit_transformer.command_options import (
     command_parser,
     device_of,
     heeding_sigterm,
+    loading_a_model,
     positive,
     sparing_memory,
 )
@@ -64,7 +65,8 @@ def score(options: argparse.Namespace) -> None:
         from lit_transformer.translator import Translator
     rule = BeamSearch(length_penalty=options.length_penalty, penalty_kind=options.penalty_kind)
     limits = {"max_length": options.max_length, "max_tokens": options.max_tokens}
-    translator = Translator.from_pretrained(options.checkpoint, **limits).to(device_of(options))
+    with loading_a_model():
+        translator = Translator.from_pretrained(options.checkpoint, **limits).to(device_of(options))
     with heeding_sigterm(), sparing_memory("use a smaller --max_tokens or --max_length"), ExitStack() as stack:
         sources = tagged(read_lines(stack, options.input), options.src_tag, translator.tokenizer.tags)
         targets = read_lines(stack, options.target, "--target")

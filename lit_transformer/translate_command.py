@@ -16,14 +16,14 @@ from lit_transformer.cli import collecting_later
 from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     add_engine_options,
-    add_extra_length_option,
-    add_penalty_options,
+    add_search_options,
     command_parser,
     device_of,
     finite,
     heeding_sigterm,
-    number_of_tokens,
+    loading_a_model,
     positive,
+    search_settings,
     sparing_memory,
 )
 from lit_transformer.errors import InputError
@@ -72,7 +72,10 @@ def translate_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="file of what each translation must begin with, a line for each; it may be empty",
     )
-    _add_search_options(parser)
+    parser.add_argument(
+        "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
+    )
+    add_search_options(parser)
     parser.add_argument(
         "--src_tag",
         metavar="TAG",
@@ -111,27 +114,6 @@ def translate_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_search_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--beam_size", type=positive, help="hypotheses kept; 1 is greedy (default: 4, or n_best if that is more)"
-    )
-    add_penalty_options(parser)
-    add_extra_length_option(parser)
-    parser.add_argument(
-        "--stop_early",
-        action="store_true",
-        help="end a line's search once beam_size translations are finished, as fairseq does: faster, may miss better",
-    )
-    parser.add_argument(
-        "--no_repeat_ngram_size",
-        type=number_of_tokens,
-        default=0,
-        metavar="N",
-        help="let no N tokens in a row occur twice in a translation; 0 allows all (default: 0)",
-    )
-    parser.add_argument("--no_unknown", action="store_true", help="never write the token for unknown words")
-
-
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample",
@@ -158,7 +140,7 @@ def translate(options: argparse.Namespace) -> None:
     _check_files(options)
     if options.buffer_size is None and not options.text and comes_from_the_keyboard(options.input):
         options.buffer_size = 1
-    with collecting_later():
+    with collecting_later(), loading_a_model():
         translator = _load(options)
     remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
     with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:
@@ -242,15 +224,15 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     from lit_transformer.decoding import BeamSearch, SamplingSearch
 
     given = {name: getattr(options, name) for name in _OF_SAMPLING if getattr(options, name) is not None}
-    limits = {name: getattr(options, name) for name in ("n_best", "max_extra_length", "no_repeat_ngram_size")}
-    limits["allow_unknown"] = not options.no_unknown
+    settings = search_settings(options)
     if options.sample:
         usual = translate_parser().get_default
         for name in ("beam_size", "length_penalty", "penalty_kind", "stop_early"):
             if getattr(options, name) != usual(name):
                 raise InputError(f"--sample draws each translation by its probability: leave --{name} out")
+        limits = {name: settings[name] for name in ("max_extra_length", "no_repeat_ngram_size", "allow_unknown")}
         try:
-            return SamplingSearch(**limits, **given)
+            return SamplingSearch(n_best=options.n_best, **limits, **given)
         except ValueError as error:
             raise InputError(f"--{error}") from None
     if given:
@@ -258,8 +240,7 @@ def _search(options: argparse.Namespace) -> BeamSearch | SamplingSearch:
     beam_size = options.beam_size or max(4, options.n_best)
     if beam_size < options.n_best:
         raise InputError(f"--n_best {options.n_best} needs --beam_size {options.n_best} or more, got {beam_size}")
-    penalty = {"length_penalty": options.length_penalty, "penalty_kind": options.penalty_kind}
-    return BeamSearch(beam_size, stop_early=options.stop_early, **penalty, **limits)
+    return BeamSearch(beam_size, n_best=options.n_best, **settings)
 
 
 def _line(number: int, translation: Translation, options: argparse.Namespace) -> str:

@@ -175,7 +175,9 @@ class Translator:
     ) -> Iterator[list[Translation]]:
         """Yields the n best translations of each sentence, in order and in constant memory.
 
-        An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags.
+        An empty sentence has one translation, the empty one, with score 0; so has one of nothing but tags. White space
+        is read as it stands, doubled or at an end, just as in training; models of sentencepiece have a rule that drops
+        it, in training and here.
 
         A prefix is cut into subwords like a whole target. If it ends within a word, the network may go on with that
         word or begin another, and its subwords need not be those with which it would write the word: better end a
@@ -241,7 +243,7 @@ class Translator:
         Raises:
             InputError: If the network has no ``cross_attention``, or no such layer.
         """
-        longest = self._longest_output(self.max_length, more=1)  # BOS
+        longest = self.longest_output(self.max_length, more=1)  # BOS
         return AttentionAligner(self.network, self.tokenizer, layer, self.max_length, self.max_tokens, longest)(pairs)
 
     def score(self, pairs: Iterable[tuple[str, str]]) -> Iterator[PairScore]:
@@ -252,11 +254,11 @@ class Translator:
         Args:
             pairs: Source sentences and their translations.
         """
-        longest = self._longest_output(self.max_length)
+        longest = self.longest_output(self.max_length)
         return PairScorer(self.network, self.tokenizer, self.max_length, self.max_tokens, longest)(pairs)
 
-    def _longest_output(self, length: int, more: int = 0) -> int:
-        """Tokens, EOS included and ``more``, that a source of ``length`` may become, as far as the network goes.
+    def longest_output(self, length: int, more: int = 0) -> int:
+        """The most tokens, EOS and ``more`` included, that a source of ``length`` tokens may become here.
 
         See :func:`~lit_transformer.decoding.search.output_caps`; of a search without such a bound it is the usual one.
         """
@@ -297,7 +299,7 @@ class Translator:
                     hypotheses = wait()
                 for index, found in zip(indices, hypotheses, strict=True):
                     lines[index] = [Translation(self._line(best), best.score) for best in found]
-                    cap = self._longest_output(lengths[index])
+                    cap = self.longest_output(lengths[index])
                     if self.names_lines and self._is_bounded and any(len(one.tokens) + 1 == cap for one in found):
                         at_cap[start + index + 1] = cap
             for number, cap in sorted(at_cap.items()):
@@ -320,7 +322,7 @@ class Translator:
             raise InputError(f"line {start + len(prefixes) + 1} has no prefix; give one for each line, or an empty one")
         rows = [row[1:-1] for row in self.tokenizer.encode_tgt([prefix.strip() for prefix in prefixes])]
         for index, length in lengths.items():
-            cap = self._longest_output(length)
+            cap = self.longest_output(length)
             if self._is_bounded and cap <= len(rows[index]):
                 raise InputError(
                     f"line {start + index + 1}: the prefix has {len(rows[index])} tokens, and the translation may have "

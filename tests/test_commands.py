@@ -21,7 +21,7 @@ from tiny_run import sentences
 from tiny_run import tiny_run as tiny_run
 
 from lit_transformer import lines as lines_file
-from lit_transformer import pair_scores, translate_command
+from lit_transformer import model_files, pair_scores, translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
@@ -32,6 +32,8 @@ from lit_transformer.interfaces import InputError, SentencePair
 from lit_transformer.model_files import write_model
 from lit_transformer.nn import Ensemble, Transformer
 from lit_transformer.serving.commands import serve_parser
+from lit_transformer.serving.model import ModelSettings, ServedModel
+from lit_transformer.serving.requests import Limits
 from lit_transformer.translate_command import translate_parser
 from lit_transformer.translator import Translator
 from lit_transformer.vocabulary import UNK_ID
@@ -462,6 +464,36 @@ def test_too_little_memory_is_one_sentence(
 ) -> None:
     monkeypatch.setattr(translate_command, "_search", lambda _: TooLarge(device))
     assert_one_sentence(translate(tiny_run, "one", *options, status=1), words)
+
+
+@pytest.mark.parametrize(
+    ("command", "is_moved"),
+    [*((command, True) for command in ("translate", "score", "serve")), ("attention", False), ("serve", False)],
+)
+def test_a_model_without_room_is_one_sentence(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, is_moved: bool
+) -> None:
+    """On its way to the device, or while it is built."""
+
+    def too_large(*_: Any) -> None:
+        if is_moved:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        torch.empty(2**60, dtype=torch.uint8)
+
+    home, name = (Translator, "to") if is_moved else (model_files, "build_network")
+    monkeypatch.setattr(home, name, too_large)
+    if command == "serve":
+        with pytest.raises(InputError) as told:
+            ServedModel.load(ModelSettings(str(tiny_run)), Limits())
+        sentence = str(told.value)
+    else:
+        (tmp_path / "one").write_text("one\n")
+        files = ["--input", tmp_path / "one", "--target", tmp_path / "one"] if command == "score" else ["one"]
+        finished = lit(command, tiny_run, *files)
+        assert_one_sentence(finished, "too little memory for the model")
+        sentence = finished.err
+    place = "the device" if is_moved else "this machine"
+    assert f"{place} has too little memory for the model: another device or machine is needed, or a" in sentence
 
 
 def test_too_little_memory_in_other_commands(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,12 @@ from torch import nn
 
 from lit_transformer import translator as translator_file
 from lit_transformer.checkpoints import CheckpointError
-from lit_transformer.data import SubwordTokenizer
+from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch, GreedySearch, Search
 from lit_transformer.decoding.search import require_finite
 from lit_transformer.decoding.workers import possible_workers
 from lit_transformer.interfaces import Hypothesis, InputError, SentencePair, Translation, TranslationBatch
+from lit_transformer.lines import read_lines
 from lit_transformer.model_files import build_network
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
@@ -332,6 +334,29 @@ def small_tokenizer(joint: bool = True, **options: Any) -> SubwordTokenizer:
     tokenizer = SubwordTokenizer(vocab_size=300, joint=joint, **options)
     tokenizer.train([SentencePair("one two", "eins zwei")] * 3)
     return tokenizer
+
+
+def test_white_space_is_read_as_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither drops any: text that has it was learned with it, and each of these lines has ids of its own."""
+    lines = ["one two", "one  two", "one two ", " one two", "one\ttwo", "one\u00a0two", "one two\u3000"]
+    for side in ("en", "de"):
+        (tmp_path / f"train.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    tokenizer = small_tokenizer()
+    data = TranslationDataModule(ParallelCorpus(str(tmp_path / "train")), tokenizer=tokenizer, vocab_size=300)
+    data.setup("fit")
+    trained = {tuple(filter(None, row)) for row in next(iter(data.train_dataloader())).src.tolist()}
+    read: list[list[int]] = []
+    translator = Translator(Transformer(300, **SMALL), tokenizer)
+
+    def decode(src: torch.Tensor, *_: Any) -> list[list[Hypothesis]]:
+        read.extend(src.tolist())
+        return [[Hypothesis([], 0.0, 0.0)]] * len(src)
+
+    monkeypatch.setattr(translator, "_decode", decode)
+    with ExitStack() as stack:
+        list(translator.translate(read_lines(stack, str(tmp_path / "train.en"))))
+    assert {tuple(filter(None, row)) for row in read} == trained
+    assert len(trained) == len(lines)
 
 
 def test_arguments_are_checked() -> None:

@@ -388,15 +388,20 @@ class _ZstdAsValueError:
 
 
 def _inflate(raw: BinaryIO, make_codec: Callable[[], Any], is_whole: bool = True) -> Iterator[bytes]:
-    codec, padding = None, b""
+    codec, padding, is_empty = None, b"", True
     while chunk := raw.read(_BLOCK):
+        is_empty = False
         while chunk := chunk if codec else chunk.lstrip(padding):
             codec = codec or make_codec()
             yield codec.decompress(chunk)
             chunk = b""
             if codec.eof:  # compressed files may be joined end to end, and padded with zeros
                 chunk, codec, padding = codec.unused_data, None, b"\0"
-    if codec is not None and is_whole:
+    if not is_whole:
+        return
+    if is_empty:  # which no program writes, but a download that failed leaves behind
+        raise EOFError("it has 0 bytes, where even an empty text has some once it is compressed: fetch it again")
+    if codec is not None:
         raise EOFError("the compressed data end too early, the file is cut off")
 
 

@@ -211,7 +211,7 @@ class CTranslate2Translator(Translator):
     def _later(self, src: Tensor, prefixes: list[list[int]] | None = None) -> Callable[[], list[list[Hypothesis]]]:
         """Hands a batch ``(B, S)`` to the engine at once; the result is waited for when it is called."""
         rows = [[self._tokens[number] for number in row if number != PAD_ID] for row in src.tolist()]
-        caps = [self._longest_output(len(row)) for row in rows]
+        caps = [self.longest_output(len(row)) for row in rows]
         futures = self._translate(rows, max(caps) - 1, asynchronous=True)
 
         def wait() -> list[list[Hypothesis]]:

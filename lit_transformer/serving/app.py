@@ -179,6 +179,7 @@ class ServingApp:
             "max_characters": limits.max_characters,
             "max_texts": limits.max_texts,
             "max_n_best": limits.max_n_best,
+            "max_extra_length": limits.max_extra_length,
             "max_attention": limits.max_attention,
             "max_candidates": limits.max_candidates,
             "max_body": limits.max_body,

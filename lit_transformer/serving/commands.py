@@ -17,12 +17,12 @@ from lit_transformer.command_options import (
     CHECKPOINT_HELP,
     CommandParser,
     add_engine_options,
-    add_extra_length_option,
-    add_penalty_options,
+    add_search_options,
     command_parser,
     device_of,
     finite,
     positive,
+    search_settings,
 )
 from lit_transformer.errors import InputError
 
@@ -38,7 +38,8 @@ def serve_parser() -> CommandParser:
         "serve",
         "Serves a trained model: a web page to translate in, and a JSON API.",
         "The page is at http://HOST:PORT/. For programs (scores are log probabilities over the length penalty):\n\n"
-        '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention; answers\n'
+        '  POST /translate   {"text": "I love cats"} or {"texts": [...]}; also n_best, src_tag, attention,\n'
+        "                    max_extra_length, no_repeat_ngram_size, no_unknown, prefix (for texts prefixes); answers\n"
         '                    {"results": [{"source": ..., "translations": [{"text": ..., "score": ...}]}]}\n'
         "  GET  /attention   ?text=...&n_best=4, or &target=...: what every head looks at, as a page\n"
         "  GET  /health      200 once the model can translate\n"
@@ -64,8 +65,7 @@ def serve_parser() -> CommandParser:
         help="name by which people reach a proxy before the server, such as translate.example.org; may be repeated",
     )
     parser.add_argument("--beam_size", type=positive, default=4, help="hypotheses kept; 1 is greedy (default: 4)")
-    add_penalty_options(parser)
-    add_extra_length_option(parser)
+    add_search_options(parser)
     parser.add_argument("--max_length", type=positive, default=512, help="longest text in tokens (default: 512)")
     parser.add_argument("--max_texts", type=positive, default=64, help="texts in one request (default: 64)")
     parser.add_argument("--max_batch_size", type=positive, default=32, help="texts translated together (default: 32)")
@@ -77,6 +77,12 @@ def serve_parser() -> CommandParser:
     add_engine_options(parser)
     parser.add_argument(
         "--num_workers", type=positive, default=1, help="processes that translate, each with the model (default: 1)"
+    )
+    parser.add_argument(
+        "--src_tag",
+        metavar="TAG",
+        help="put before texts that have no tag and whose request names none, such as '<2de>', for a model trained "
+        "with src_tag; '' leaves them as they are (default: they are refused)",
     )
     parser.add_argument("--src_lang", metavar="CODE", type=_lang, help="source language for the page, such as en")
     parser.add_argument("--tgt_lang", metavar="CODE", type=_lang, help="target language for the page, such as ko")
@@ -152,11 +158,13 @@ def build_app(options: argparse.Namespace) -> ServingApp:
 
     from lit_transformer import __version__
     from lit_transformer.checkpoints import read_checkpoint
+    from lit_transformer.decoding import BeamSearch
     from lit_transformer.model_files import weights_of
     from lit_transformer.serving.app import ServingApp
     from lit_transformer.serving.batcher import Batcher
     from lit_transformer.serving.model import ModelSettings
     from lit_transformer.serving.requests import Limits
+    from lit_transformer.serving.timed import TimedSearch
     from lit_transformer.serving.workers import ProcessWorker
 
     if options.batch_timeout >= options.timeout:
@@ -167,20 +175,24 @@ def build_app(options: argparse.Namespace) -> ServingApp:
     checkpoint = weights_of(options.checkpoint)  # once, since a run may go on: all workers serve the same weights
     if not checkpoint.is_dir():
         read_checkpoint(checkpoint)  # leaves the weights on disk; what is missing or damaged is told at once
+    search_class = TimedSearch if options.engine == "torch" else BeamSearch  # others cannot be interrupted
     settings = ModelSettings(
         checkpoint=str(checkpoint),
-        beam_size=options.beam_size,
-        length_penalty=options.length_penalty,
-        penalty_kind=options.penalty_kind,
-        max_extra_length=options.max_extra_length,
+        search=search_class(options.beam_size, **search_settings(options)),
         max_length=options.max_length,
         precision=options.precision,
         device=device_of(options),
         num_threads=max(1, torch.get_num_threads() // options.num_workers),
         engine=options.engine,
         run=options.checkpoint,
+        src_tag=options.src_tag,
     )
-    limits = Limits(max_length=options.max_length, max_texts=options.max_texts, max_n_best=options.beam_size)
+    limits = Limits(
+        max_length=options.max_length,
+        max_texts=options.max_texts,
+        max_n_best=options.beam_size,
+        max_extra_length=options.max_extra_length,
+    )
     info: dict[str, Any] = {
         "model": {"name": _model_name(Path(options.checkpoint).absolute())},
         "src_lang": options.src_lang,

@@ -1,11 +1,12 @@
 """The same JSON API under LitServe, for whoever runs LitServe servers already."""
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from lit_transformer.decoding.beam import PenaltyKind
+from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, job_of
@@ -30,14 +31,15 @@ class TranslationAPI(LitAPI):
 
     Args:
         checkpoint: A ``.ckpt`` file, the folder of a run, or an exported folder.
-        beam_size: Hypotheses kept, and the most that a client may ask for.
-        length_penalty: The exponent alpha of the length penalty.
-        penalty_kind: ``gnmt`` or ``power``, see :func:`~lit_transformer.decoding.length_penalty`.
-        limits: What a request may ask for; its ``max_n_best`` is the beam size.
+        search: How to decode; None is the paper's beam search. Clients choose their ``n_best``, at most its
+            ``beam_size``, and may ask for less than its ``max_extra_length``.
+        limits: What a request may ask for beside that.
         max_batch_size: Requests that are translated together.
         batch_timeout: Seconds to wait for a batch to fill.
         api_path: The address.
         num_threads: Threads of each of LitServe's workers on a CPU; None for torch's own number, all cores.
+        src_tag: Tag of texts that have none and whose request names none, for a model trained with ``src_tag``; empty
+            if they need none, None to refuse them.
 
     Raises:
         InputError: If LitServe is not installed.
@@ -51,26 +53,25 @@ class TranslationAPI(LitAPI):
     def __init__(
         self,
         checkpoint: str,
-        beam_size: int = 4,
-        length_penalty: float = 0.6,
-        penalty_kind: PenaltyKind = "gnmt",
+        search: BeamSearch | None = None,
         limits: Limits | None = None,
         max_batch_size: int = 16,
         batch_timeout: float = 0.005,
         api_path: str = "/translate",
         num_threads: int | None = None,
+        src_tag: str | None = None,
     ) -> None:
         if LitAPI is object:
             raise InputError('TranslationAPI needs a package: pip install "lit-transformer[litserve]"')
         super().__init__(max_batch_size=max_batch_size, batch_timeout=batch_timeout, api_path=api_path)
-        chosen = limits or Limits()
+        search = search or BeamSearch()
         self.num_threads = num_threads
-        self.limits = Limits(**{**vars(chosen), "max_n_best": beam_size})
-        self.settings = ModelSettings(str(checkpoint), beam_size, length_penalty, penalty_kind, chosen.max_length)
+        self.limits = replace(limits or Limits(), max_n_best=search.beam_size, max_extra_length=search.max_extra_length)
+        self.settings = ModelSettings(str(checkpoint), search, self.limits.max_length, src_tag=src_tag)
 
     def setup(self, device: str) -> None:
         """Loads the model, in each of LitServe's workers."""
-        self.model = ServedModel.load(ModelSettings(**{**vars(self.settings), "device": device}), self.limits)
+        self.model = ServedModel.load(replace(self.settings, device=device), self.limits)
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         self.model.try_out()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from itertools import accumulate
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 from lit_transformer.attention_page import attention_grids
 from lit_transformer.attention_view import AttentionView
 from lit_transformer.bidi import pointing
-from lit_transformer.decoding.beam import BeamSearch, PenaltyKind
+from lit_transformer.command_options import loading_a_model
+from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import NoAttentionError
-from lit_transformer.exchange.engine import Engine, load_translator
-from lit_transformer.interfaces import Translation
+from lit_transformer.exchange.engine import CTranslate2Translator, Engine, load_translator
+from lit_transformer.interfaces import InputError, Translation
 from lit_transformer.model_files import weights_of
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
@@ -36,28 +38,26 @@ class ModelSettings:
     Args:
         checkpoint: Path of a checkpoint, run folder or exported folder.
         run: Where to look for another checkpoint if that one is gone, as when a training goes on; None is nowhere.
-        beam_size: Hypotheses kept.
-        length_penalty: The exponent alpha of the length penalty.
-        penalty_kind: ``gnmt`` or ``power``, see :func:`~lit_transformer.decoding.length_penalty`.
+        search: How to decode; only a ``TimedSearch``, for the engine ``torch``, can be given up half-way. Jobs choose
+            its ``n_best``, and may ask for less than its ``max_extra_length``.
         max_length: Longest text in tokens.
         precision: Of weights and arithmetic.
         device: Where to translate.
         num_threads: Threads of one worker on the CPU.
         engine: ``torch`` or ``ctranslate2``.
-        max_extra_length: Tokens that a translation may have more than its source.
+        src_tag: Tag of texts that have none and whose request names none; empty if they need none, None if they are to
+            be refused by a model that was trained with tags.
     """
 
     checkpoint: str
-    beam_size: int = 4
-    length_penalty: float = 0.6
-    penalty_kind: PenaltyKind = "gnmt"
+    search: BeamSearch = field(default_factory=BeamSearch)
     max_length: int = 512
     precision: Precision = "float32"
     device: str = "cpu"
     num_threads: int = 1
     engine: Engine = "torch"
     run: str | None = None
-    max_extra_length: int = 50
+    src_tag: str | None = None
 
 
 class ServedModel:
@@ -67,18 +67,28 @@ class ServedModel:
         translator: The trained model; another engine serves as well if it has ``translate``, ``attention``,
             ``search``, ``max_length`` and a ``tokenizer`` with ``encode_src``, ``is_blank`` and ``tags``.
         limits: What a job may ask for.
+        src_tag: See ``ModelSettings``.
+
+    Raises:
+        InputError: If the model does not know the tag.
     """
 
-    def __init__(self, translator: Translator, limits: Limits) -> None:
+    def __init__(self, translator: Translator, limits: Limits, src_tag: str | None = None) -> None:
+        tags = translator.tokenizer.tags
+        if src_tag and src_tag not in tags:
+            known = ", ".join(tags) or "it has none"
+            raise InputError(f"src_tag {src_tag} is none of the tags that the model knows: {known}")
         self.translator = translator
         self.limits = limits
+        self.src_tag = src_tag
+        self._usual = dict(vars(translator.search))
 
     @classmethod
     def load(cls, settings: ModelSettings, limits: Limits) -> ServedModel:
         """Loads the model.
 
         Raises:
-            InputError: If there is nothing there to translate with, or the engine is missing.
+            InputError: If there is nothing there to translate with, too little memory, no such engine or no such tag.
         """
         checkpoint = settings.checkpoint
         if settings.run is not None and not Path(checkpoint).exists():
@@ -86,23 +96,17 @@ class ServedModel:
             logger.warning(
                 "%s is gone: this worker serves %s, others may serve other weights", settings.checkpoint, checkpoint
             )
-        search_class = TimedSearch if settings.engine == "torch" else BeamSearch  # others cannot be interrupted
-        search = search_class(
-            settings.beam_size,
-            settings.length_penalty,
-            settings.max_extra_length,
-            penalty_kind=settings.penalty_kind,
-        )
-        translator = load_translator(
-            checkpoint,
-            settings.engine,
-            search=search,
-            max_length=settings.max_length,
-            precision=settings.precision,
-            num_workers=1,
-        )
+        with loading_a_model():
+            translator = load_translator(
+                checkpoint,
+                settings.engine,
+                search=copy(settings.search),  # each job changes it
+                max_length=settings.max_length,
+                precision=settings.precision,
+                num_workers=1,
+            ).to(settings.device)
         translator.names_lines = False  # which would be places in a batch of several clients
-        return cls(translator.to(settings.device), limits)
+        return cls(translator, limits, settings.src_tag)
 
     def describe(self) -> dict[str, Any]:
         """What clients may know about the model."""
@@ -112,6 +116,7 @@ class ServedModel:
             "parameters": sum(parameter.numel() for parameter in network.parameters()) if network else None,
             "precision": self.translator.precision,
             "src_tags": list(self.translator.tokenizer.tags),
+            "src_tag": self.src_tag,
             "attention": hasattr(network, "attention_maps"),
             "max_length": self.translator.max_length,
         }
@@ -120,12 +125,13 @@ class ServedModel:
         """Translates a sentence: what cannot work fails now, not with the first client, who gets a warm model.
 
         Raises:
-            InputError: If the engine cannot translate as it was asked to.
+            InputError: If the engine cannot translate as it was asked to, or there is too little memory.
         """
-        list(self.translator.translate([_TRIAL]))
+        with loading_a_model():
+            list(self.translator.translate([_TRIAL]))
 
     def answer(self, jobs: Sequence[Job], is_forgotten: Callable[[], bool] = bool) -> list[Reply]:
-        """A reply for each job; those that ask for equally many translations are searched for together.
+        """A reply for each job; those that ask for the same search are searched for together.
 
         Args:
             jobs: The requests.
@@ -135,9 +141,13 @@ class ServedModel:
         if isinstance(self.translator.search, TimedSearch):
             self.translator.search.is_forgotten = is_forgotten
         replies: dict[int, Reply] = {}
-        for n_best in sorted({job.n_best for job in jobs}):
-            places = [place for place, job in enumerate(jobs) if job.n_best == n_best and not _looks_inside(job)]
-            places = [place for place in places if self._accepts(place, jobs[place], replies)]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place, job in enumerate(jobs):
+            if not _looks_inside(job):
+                alike.setdefault(tuple(self._wishes(job).values()), []).append(place)
+        for group in alike.values():
+            self._set_search(jobs[group[0]])
+            places = [place for place in group if self._accepts(place, jobs[place], replies)]
             if places:
                 replies.update(zip(places, self._translate([jobs[place] for place in places]), strict=True))
         for place, job in enumerate(jobs):
@@ -157,29 +167,52 @@ class ServedModel:
         if time.monotonic() > job.deadline:
             raise _late()
         tags = self.translator.tokenizer.tags
-        if job.src_tag is not None and job.src_tag not in tags:
+        if job.src_tag and job.src_tag not in tags:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
+        if tags and job.src_tag is None and self.src_tag is None:
+            bare = [number for number, text in enumerate(job.texts, 1) if text.strip() and not _begins_with(tags, text)]
+            if bare:
+                sentence = f"text {bare[0]} has no tag, but the model was trained with tags ({', '.join(tags)})"
+                remedy = 'set "src_tag" to one of them, or to "" if it needs none'
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{sentence}: {remedy}")
         if _looks_inside(job) and self.translator.tokenizer.is_blank(job.texts[0]):
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "the text is empty; give a sentence to look at")
         longest = self.translator.max_length
         longest = min(longest, self.limits.max_attention) if _looks_inside(job) else longest
-        for number, ids in enumerate(self.translator.tokenizer.encode_src(list(_sources(job))), 1):
-            if len(ids) > longest:
+        lengths = [len(ids) for ids in self.translator.tokenizer.encode_src(self._sources(job))]
+        for number, length in enumerate(lengths, 1):
+            if length > longest:
                 what = " to show its attention" if _looks_inside(job) else ""
-                sentence = f"text {number} has {len(ids)} tokens; at most {longest} are taken{what}, so cut it"
+                sentence = f"text {number} has {length} tokens; at most {longest} are taken{what}, so cut it"
                 raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
         if job.target is not None:
             length = len(self.translator.tokenizer.encode_tgt([job.target])[0]) - 1  # EOS is written, never read
             if length > longest:
                 sentence = f"the target has {length} tokens; at most {longest} are taken to show its attention"
                 raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f"{sentence}, so cut it")
+        if any(job.prefixes):
+            self._check_prefixes(job, lengths)
+
+    def _check_prefixes(self, job: Job, lengths: Sequence[int]) -> None:
+        """Refuses prefixes that leave no room in the translations of texts of so many tokens."""
+        if isinstance(self.translator, CTranslate2Translator):
+            raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this server begins no translation with a prefix")
+        rows = self.translator.tokenizer.encode_tgt([prefix.strip() for prefix in job.prefixes])
+        for number, (row, length) in enumerate(zip(rows, lengths, strict=True), 1):
+            given, room = len(row) - 2, self.translator.longest_output(length) - 1  # BOS and EOS are not in it
+            if given > room:
+                sentence = f"prefix {number} has {given} tokens, and the translation may have {room}; shorten it"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
 
     def _translate(self, jobs: Sequence[Job]) -> list[Reply]:
-        """Replies for jobs with one ``n_best``; if their batch fails, each is tried alone."""
-        self._set_search(jobs)
+        """Replies for jobs with one search, which is set; if their batch fails, each is tried alone."""
+        if isinstance(self.translator.search, TimedSearch):
+            self.translator.search.deadline = max(job.deadline for job in jobs)
+        begun = [prefix for job in jobs for prefix in job.prefixes or [""] * len(job.texts)]
         try:
-            found = self.translator.translate([source for job in jobs for source in _sources(job)])
+            sources = [source for job in jobs for source in self._sources(job)]
+            found = self.translator.translate(sources, begun if any(begun) else None)
             return [json_reply({"results": [_result(text, next(found)) for text in job.texts]}) for job in jobs]
         except TimeUpError:
             return [error_reply(_late()) for _ in jobs]
@@ -191,8 +224,8 @@ class ServedModel:
 
     def _look(self, job: Job) -> Reply:
         """The attention of one text, as JSON or as a page."""
-        self._set_search([job])
-        view = self.translator.attention(_sources(job)[0], job.target)
+        self._set_search(job)
+        view = self.translator.attention(self._sources(job)[0], job.target)
         if not job.as_page:
             result = _result(job.texts[0], view.beams)
             return json_reply({"results": [{**result, "attention": _attention(view)}]})
@@ -201,25 +234,37 @@ class ServedModel:
         page = replace(view, others=view.others[: max(0, num_others)]).page(pointing(job.texts[0], view.target))
         return Reply(200, "text/html; charset=utf-8", page.encode())
 
-    def _set_search(self, jobs: Sequence[Job]) -> None:
-        """Lets the search find what these jobs ask for, until none of them is waited for."""
-        search = self.translator.search
-        if isinstance(search, BeamSearch):
-            search.n_best = jobs[0].n_best
-        if isinstance(search, TimedSearch):
-            search.deadline = max(job.deadline for job in jobs)
+    def _sources(self, job: Job) -> list[str]:
+        """The texts as the model reads them."""
+        tag = self.src_tag if job.src_tag is None else job.src_tag
+        if not tag:
+            return list(job.texts)
+        enough = self.translator.tokenizer.tags if job.src_tag is None else [tag]
+        return [text if not text.strip() or _begins_with(enough, text) else f"{tag} {text}" for text in job.texts]
+
+    def _wishes(self, job: Job) -> dict[str, Any]:
+        """The settings of the search that jobs may choose: what this one says, else as they are on this server."""
+        said = {
+            "n_best": job.n_best,
+            "max_extra_length": job.max_extra_length,
+            "no_repeat_ngram_size": job.no_repeat_ngram_size,
+            "allow_unknown": None if job.no_unknown is None else not job.no_unknown,
+        }
+        return {name: self._usual.get(name) if value is None else value for name, value in said.items()}
+
+    def _set_search(self, job: Job) -> None:
+        """Lets the search find what a job asks for, as long as it is waited for."""
+        vars(self.translator.search).update(self._wishes(job))
+        if isinstance(self.translator.search, TimedSearch):
+            self.translator.search.deadline = job.deadline
 
 
 def _looks_inside(job: Job) -> bool:
     return job.attention or job.as_page
 
 
-def _sources(job: Job) -> tuple[str, ...]:
-    """The texts as the model reads them."""
-    if job.src_tag is None:
-        return job.texts
-    tag = job.src_tag
-    return tuple(text if not text.strip() or text.lstrip().startswith(tag) else f"{tag} {text}" for text in job.texts)
+def _begins_with(tags: Sequence[str], text: str) -> bool:
+    return text.lstrip().startswith(tuple(tags))
 
 
 def _result(text: str, found: list[Translation]) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from lit_transformer.lines import has_half_a_character, has_several_lines
 
 _KINDS = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
 _CHARACTERS_PER_TOKEN = 16  # more than any subword tokenizer makes of a sentence; bounds what is tokenised at all
+_FIELDS = (
+    *("text", "texts", "n_best", "src_tag", "attention", "prefix", "prefixes"),
+    *("max_extra_length", "no_repeat_ngram_size", "no_unknown"),
+)
 _CANDIDATES = 4  # on the attention page, unless another number is asked for
 
 
@@ -26,6 +30,7 @@ class Limits:
         max_length: Longest text, in source tokens, EOS included.
         max_texts: Texts in one request.
         max_n_best: Translations of each text.
+        max_extra_length: Tokens that a translation may have more than its source.
         max_body: Bytes of a request's body.
         max_attention: Longest text whose attention is shown, in source tokens: its size grows with the square.
         max_candidates: Tokens of all candidates together whose attention one page shows; those of the best it always
@@ -35,6 +40,7 @@ class Limits:
     max_length: int = 512
     max_texts: int = 64
     max_n_best: int = 4
+    max_extra_length: int = 50
     max_body: int = 1 << 20
     max_attention: int = 100
     max_candidates: int = 400
@@ -63,8 +69,10 @@ class Job(NamedTuple):
     """A request that has passed its checks.
 
     ``as_page`` asks for the attention page of ``texts[0]`` and of ``target``, or of the model's own translation if that
-    is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set. After ``deadline``, in
-    seconds of ``time.monotonic``, which the processes of a machine share, nobody waits for the answer.
+    is None. Otherwise the answer is JSON, with the attention weights if ``attention`` is set. The translations begin
+    with ``prefixes``, one for each text, or are free if there are none. An empty ``src_tag`` is none at all; where it
+    is None, and what is None of the search, is as the server has it. After ``deadline``, in seconds of
+    ``time.monotonic``, which the processes of a machine share, nobody waits for the answer.
     """
 
     texts: tuple[str, ...]
@@ -73,6 +81,10 @@ class Job(NamedTuple):
     attention: bool = False
     as_page: bool = False
     target: str | None = None
+    prefixes: tuple[str, ...] = ()
+    max_extra_length: int | None = None
+    no_repeat_ngram_size: int | None = None
+    no_unknown: bool | None = None
     deadline: float = math.inf
 
 
@@ -113,8 +125,7 @@ def job_of(fields: Any, limits: Limits) -> Job:
     """
     if not isinstance(fields, dict):
         _refuse(f'the body should be an object such as {{"text": "I love cats"}}, got {_kind(fields)}')
-    allowed = ("text", "texts", "n_best", "src_tag", "attention")
-    _refuse_unknown(list(fields), allowed)
+    _refuse_unknown(list(fields), _FIELDS)
     if ("text" in fields) == ("texts" in fields):
         _refuse('give either "text", one string, or "texts", a list of strings')
     texts = fields["texts"] if "texts" in fields else [fields["text"]]
@@ -124,17 +135,21 @@ def job_of(fields: Any, limits: Limits) -> Job:
         _refuse(f'"texts" should hold 1 to {limits.max_texts} texts, got {len(texts)}')
     for number, text in enumerate(texts, 1):
         _check_text(f'text {number} of "texts"' if "texts" in fields else '"text"', text, limits)
-    n_best = _number(fields.get("n_best", 1), limits)
-    attention, src_tag = fields.get("attention", False), fields.get("src_tag")
-    if not isinstance(attention, bool):
-        _refuse(f'"attention" should be true or false, got {_kind(attention)}')
+    attention, src_tag = _truth("attention", fields.get("attention", False)), fields.get("src_tag")
     if attention and len(texts) != 1:
         _refuse(f"attention is given for one text at a time, got {len(texts)}; ask for them one by one")
     if attention and not texts[0].strip():
         _refuse("the text is empty; give a sentence to look at")
     if src_tag is not None:
         _check_text('"src_tag"', src_tag, limits)
-    return Job(tuple(text.strip("\r\n") for text in texts), n_best, src_tag, attention)
+    return Job(
+        tuple(text.strip("\r\n") for text in texts),
+        _n_best(fields.get("n_best", 1), limits),
+        src_tag,
+        attention,
+        prefixes=_prefixes(fields, len(texts), limits),
+        **_of_search(fields, limits),
+    )
 
 
 def attention_job(query: bytes, limits: Limits) -> Job:
@@ -155,7 +170,7 @@ def attention_job(query: bytes, limits: Limits) -> Job:
         _check_text(f'"{name}"', value, limits)
     if not fields["text"].strip():
         _refuse("the text is empty; give a sentence to look at")
-    n_best = _number(_whole(fields["n_best"]), limits) if "n_best" in fields else min(_CANDIDATES, limits.max_n_best)
+    n_best = _n_best(_whole(fields["n_best"]), limits) if "n_best" in fields else min(_CANDIDATES, limits.max_n_best)
     return Job(
         (fields["text"].strip("\r\n"),),
         n_best,
@@ -193,13 +208,53 @@ def _refuse_unknown(names: list[str], allowed: tuple[str, ...]) -> None:
         _refuse(f"there is no field {shown}; the fields are {', '.join(allowed)}.{hint}".removesuffix("."))
 
 
-def _number(value: Any, limits: Limits) -> int:
+def _prefixes(fields: dict[str, Any], count: int, limits: Limits) -> tuple[str, ...]:
+    """What the translations of ``count`` texts must begin with; nothing if that is not said."""
+    name, other = ("prefix", "prefixes") if "text" in fields else ("prefixes", "prefix")
+    if other in fields:
+        _refuse(f'"{other}" does not go with "{"text" if name == "prefix" else "texts"}"; give "{name}"')
+    if name not in fields:
+        return ()
+    if fields.get("attention"):
+        _refuse(f'attention is not given with a prefix; leave "{name}" out, or ask for GET /attention with a target')
+    prefixes = [fields[name]] if name == "prefix" else fields[name]
+    if not isinstance(prefixes, list) or len(prefixes) != count:
+        got = f"a list of {len(prefixes)}" if isinstance(prefixes, list) else _kind(prefixes)
+        _refuse(f'"prefixes" should be a list of as many strings as "texts", {count}, got {got}')
+    for number, prefix in enumerate(prefixes, 1):
+        _check_text('"prefix"' if name == "prefix" else f'prefix {number} of "prefixes"', prefix, limits)
+    return tuple(prefixes)
+
+
+def _of_search(fields: dict[str, Any], limits: Limits) -> dict[str, Any]:
+    """The settings of the search that these texts are to have instead of the server's."""
+    most = {
+        "max_extra_length": (limits.max_extra_length, "the bound"),
+        "no_repeat_ngram_size": (limits.max_length, "the longest text"),
+    }
+    found: dict[str, Any] = {
+        name: _number(name, fields[name], 0, *bound) for name, bound in most.items() if name in fields
+    }
+    return {**found, **({"no_unknown": _truth("no_unknown", fields["no_unknown"])} if "no_unknown" in fields else {})}
+
+
+def _n_best(value: Any, limits: Limits) -> int:
+    return _number("n_best", value, 1, limits.max_n_best, "the beam size")
+
+
+def _number(name: str, value: Any, least: int, most: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        _refuse(f'"n_best" should be a whole number, got {_kind(value)}')
-    if not 1 <= value <= limits.max_n_best:
+        _refuse(f'"{name}" should be a whole number, got {_kind(value)}')
+    if not least <= value <= most:
         shown = str(value) if abs(value) < 10**9 else "another number"
-        _refuse(f'"n_best" should lie between 1 and {limits.max_n_best}, the beam size of this server, got {shown}')
+        _refuse(f'"{name}" should lie between {least} and {most}, {what} of this server, got {shown}')
     return int(value)
+
+
+def _truth(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        _refuse(f'"{name}" should be true or false, got {_kind(value)}')
+    return bool(value)
 
 
 def _whole(text: str) -> int | str:

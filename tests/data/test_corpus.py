@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import pickle
+from contextlib import closing
 
 import datasets
 import huggingface_hub
@@ -16,6 +17,7 @@ import zstandard
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.filters import BadRowError
 from lit_transformer.data.memory import MemoryCorpus, TeachingCorpus
+from lit_transformer.data.textfiles import LineReader, compressing
 from lit_transformer.interfaces import SentencePair
 
 PAIRS = [SentencePair(f"line {n} “quoted”, tab-free", f"Zeile {n} äöü 나는") for n in range(57)]
@@ -348,6 +350,25 @@ def truncated(ending):
     return make
 
 
+def without_bytes(ending):
+    def make(folder):
+        path = write_text(folder, ending=ending)
+        for side in ("en", "de"):
+            (folder / f"train.{side}{ending}").write_bytes(b"")
+        return ParallelCorpus(str(path)), rf"train\.en{ending} is broken after line 0: it has 0 bytes"
+
+    return make
+
+
+def empty_compressed(ending):
+    def make(folder):
+        path = write_text(folder, ending=ending, pairs=[])
+        assert (folder / f"train.en{ending}").stat().st_size
+        return ParallelCorpus(str(path)), r"train, en-de\) is empty: expected at least one row"
+
+    return make
+
+
 def damaged(ending):
     def make(folder):
         path = write_text(folder, ending=ending)
@@ -389,9 +410,23 @@ BAD = {
     "no match": no_match, "unknown ending": unknown_ending, "wrong column": wrong_column, "not text": not_text,
     "not UTF-8": not_utf8, "empty text": empty_text, "empty table": empty_table,
     **{f"truncated {ending}": truncated(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
+    **{f"without bytes {ending}": without_bytes(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
+    **{f"empty {ending}": empty_compressed(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"damaged {ending}": damaged(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"broken {kind}": broken_table(kind) for kind in ("parquet", "jsonl", "jsonl.gz")},
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".bz2", ".zst"])
+def test_a_compressed_file_is_broken_wherever_it_is_cut(tmp_path, ending):
+    with compressing(tmp_path / f"a{ending}", f"a{ending}") as file:
+        file.writelines(f"{number * 7919}\n" for number in range(20))
+    whole = (tmp_path / f"a{ending}").read_bytes()
+    for size in range(len(whole)):
+        (tmp_path / f"a{ending}").write_bytes(whole[:size])
+        told = pytest.raises(CorpusError, match="cut off" if size else "0 bytes")
+        with closing(LineReader(str(tmp_path / f"a{ending}"))) as reader, told:
+            reader.take(100)
 
 
 @pytest.mark.parametrize("case", BAD)

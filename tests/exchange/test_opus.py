@@ -133,6 +133,15 @@ def test_ids_logits_and_translations_are_theirs(tmp_path: Path, options: dict[st
     assert all(mine.startswith(text[:10]) for mine, text in zip(texts, expected, strict=True) if "<unk>" not in mine)
 
 
+@pytest.mark.parametrize("drops", [True, False])
+def test_white_space_is_dropped_where_the_model_says_so(tmp_path: Path, drops: bool) -> None:
+    """What is doubled, or at an end, makes no difference to models whose training dropped it, the usual ones."""
+    translator = import_huggingface(write_folder(tmp_path / "opus", remove_extra_whitespaces=drops))
+    found = translator.translate(["I love cats", "I  love cats ", "  I love   cats", "I love cats  "])
+    clean, *others = [[(one.text, round(one.score, 3)) for one in candidates] for candidates in found]
+    assert [other == clean for other in others] == [drops] * 3
+
+
 @pytest.mark.parametrize("rules", ["nmt_nfkc", "identity"])
 def test_words_are_those_of_the_text_as_it_was_written(tmp_path: Path, rules: str) -> None:
     tokenizer = import_huggingface(write_folder(tmp_path / "opus", normalization_rule_name=rules)).tokenizer

@@ -16,13 +16,15 @@ import torch
 from asgi_client import ThreadWorker, ask, post, run
 from running_server import Answer
 
-from lit_transformer import BeamSearch, Translator
+from lit_transformer import BeamSearch, SubwordTokenizer, TeachingCorpus, Transformer, Translator
 from lit_transformer.interfaces import InputError
 from lit_transformer.serving.app import ServingApp
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.model import ModelSettings, ServedModel
-from lit_transformer.serving.requests import Job, Limits
+from lit_transformer.serving.requests import Job, Limits, job_of
+from lit_transformer.serving.timed import TimedSearch
 from lit_transformer.serving.workers import ProcessWorker
+from lit_transformer.vocabulary import UNK_ID
 
 LIMITS = Limits(max_length=40, max_texts=3, max_n_best=4, max_body=2000, max_attention=26)
 SENTENCES = ["I love cats", "the dog sleeps", "", "a small house"]
@@ -30,7 +32,7 @@ SENTENCES = ["I love cats", "the dog sleeps", "", "a small house"]
 
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> ServedModel:
-    return ServedModel.load(ModelSettings(str(tiny_model), max_length=40), LIMITS)
+    return ServedModel.load(ModelSettings(str(tiny_model), TimedSearch(), max_length=40), LIMITS)
 
 
 @pytest.fixture
@@ -59,12 +61,143 @@ def test_it_translates_as_the_translator_does(app: ServingApp, tiny_model: Path)
 def test_translations_are_as_long_as_allowed_and_named_by_no_line(
     tiny_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    served = ServedModel.load(ModelSettings(str(tiny_model), max_extra_length=1), LIMITS)
+    served = ServedModel.load(ModelSettings(str(tiny_model), BeamSearch(max_extra_length=1)), LIMITS)
     (reply,) = served.answer([Job(("I love cats",))])
     assert caplog.text == ""
     translator = Translator.from_pretrained(tiny_model, search=BeamSearch(max_extra_length=1))
     assert json.loads(reply.body)["results"][0]["translations"][0]["text"] == translator("I love cats")[0]
     assert "line 1: the translation was closed at" in caplog.text
+
+
+def texts_of(answer: Answer) -> list[str]:
+    """The candidates for the first text of a request."""
+    assert answer.status == 200, answer
+    return [one["text"] for one in answer.content["results"][0]["translations"]]
+
+
+def test_each_request_has_the_search_that_it_asks_for(model: ServedModel) -> None:
+    """All in one batch, between requests that leave the search as the server has it."""
+    wishes: list[dict[str, int]] = [
+        {},
+        {"no_repeat_ngram_size": 1},
+        {"max_extra_length": 0},
+        {"no_repeat_ngram_size": 2, "max_extra_length": 5},
+        {"no_repeat_ngram_size": 0, "max_extra_length": 50},
+        {},
+    ]
+    bodies = [{"text": "I love cats", "n_best": 2, **wish} for wish in wishes]
+    replies = model.answer([job_of(body, LIMITS) for body in bodies])
+    found = [texts_of(Answer(reply.status, {}, reply.body)) for reply in replies]
+    for wish, texts in zip(wishes, found, strict=True):
+        search = BeamSearch(n_best=2, **wish)
+        translator = Translator(model.translator.network, model.translator.tokenizer, search)
+        assert texts == [one.text for one in next(translator.translate(["I love cats"]))]
+    assert len(set(map(tuple, found))) == 4, "each wish makes a difference"
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_unknown_words_are_written_as_the_request_says_or_else_the_server(model: ServedModel, is_allowed: bool) -> None:
+    """By a network that finds no token as likely as that of unknown words."""
+    tokenizer = model.translator.tokenizer
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2, output_bias=True)
+    with torch.no_grad():
+        network.projection.bias[UNK_ID] = 1e3
+    served = ServedModel(Translator(network, tokenizer, BeamSearch(allow_unknown=is_allowed)), LIMITS)
+    replies = served.answer([Job(("cats",)), *(Job(("cats",), no_unknown=one) for one in (True, False))])
+    assert [b"<unk>" in reply.body for reply in replies] == [is_allowed, False, True]
+
+
+def test_translations_begin_with_what_is_given(app: ServingApp, tiny_model: Path) -> None:
+    translator = Translator.from_pretrained(tiny_model)
+    free = translator(SENTENCES[:2])
+    single, several, none = run(
+        app,
+        post({"text": SENTENCES[0], "prefix": " 나는 \n"}),
+        post({"texts": SENTENCES[:3], "prefixes": ["나는", "", "나는"]}),
+        post({"text": SENTENCES[0]}),
+    )
+    (expected,) = next(translator.translate([SENTENCES[0]], ["나는"]))
+    assert texts_of(single) == texts_of(several) == [expected.text]
+    assert expected.text.startswith("나는")
+    assert expected.text != free[0]
+    others = [result["translations"][0]["text"] for result in several.content["results"][1:]]
+    assert others == [free[1], ""]
+    assert texts_of(none) == [free[0]]
+
+
+def test_a_prefix_may_fill_the_translation_and_no_more(app: ServingApp, model: ServedModel) -> None:
+    tokenizer = model.translator.tokenizer
+    room = len(tokenizer.encode_src(["cats"])[0]) + 3 - 1  # EOS closes it
+    text = "z" * room
+    while len(tokenizer.encode_tgt([text])[0]) - 2 > room:
+        text = text[:-1]
+    fits, longer = run(app, *(post({"text": "cats", "prefix": one, "max_extra_length": 3}) for one in (text, text * 2)))
+    assert texts_of(fits)[0].startswith(text)
+    assert longer.status == 422
+    assert f"tokens, and the translation may have {room}; shorten it" in longer.content["error"]
+
+
+@pytest.fixture(scope="module")
+def tagged() -> Translator:
+    """A model of two target languages, with random weights."""
+    torch.manual_seed(2)
+    tokenizer = SubwordTokenizer(vocab_size=400, tags=["<2de>", "<2ko>"])
+    tokenizer.train(TeachingCorpus("train", max_rows=50))
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    return Translator(network, tokenizer, BeamSearch(max_extra_length=8))
+
+
+def answered(model: ServedModel, **fields: Any) -> Any:
+    """The score of each text's translation, which tells what was read, or the sentence of a refusal."""
+    (reply,) = model.answer([job_of(fields, LIMITS)])
+    content = json.loads(reply.body)
+    if reply.status != 200:
+        assert reply.status == 422
+        return content["error"]
+    return pytest.approx([result["translations"][0]["score"] for result in content["results"]], abs=1e-3)
+
+
+def scores(tagged: Translator, *texts: str) -> list[float]:
+    return [found[0].score for found in tagged.translate(list(texts))]
+
+
+def test_a_text_without_a_tag_is_refused_where_the_model_knows_tags(tagged: Translator) -> None:
+    model = ServedModel(tagged, LIMITS)
+    german, korean, bare = scores(tagged, "<2de> cats", "<2ko> cats", "cats")
+    assert min(abs(german - korean), abs(german - bare), abs(korean - bare)) > 4e-3, "tags make a difference"
+    assert answered(model, texts=["<2de> cats", " ", "<2ko> cats"]) == [german, 0.0, korean]
+    assert answered(model, text="cats", src_tag="<2ko>") == [korean]
+    assert answered(model, text="cats", src_tag="") == [bare]
+    assert answered(model, texts=["<2de> cats", "", "cats"]) == (
+        "text 3 has no tag, but the model was trained with tags (<2de>, <2ko>): "
+        'set "src_tag" to one of them, or to "" if it needs none'
+    )
+    (page,) = model.answer([Job(("cats",), as_page=True)])
+    assert page.status == 422
+    assert b"text 1 has no tag" in page.body
+    assert "the model does not know this" in answered(model, text="cats", src_tag="<2fr>")
+
+
+def test_the_server_may_choose_the_tag_of_texts_that_have_none(tagged: Translator) -> None:
+    model = ServedModel(tagged, LIMITS, "<2ko>")
+    german, korean, bare = scores(tagged, "<2de> cats", "<2ko> cats", "cats")
+    assert answered(model, texts=["cats", "<2de> cats", "<2ko> cats"]) == [korean, german, korean]
+    assert answered(model, text="cats", src_tag="<2de>") == [german]
+    assert answered(model, text="cats", src_tag="") == [bare]
+    assert answered(ServedModel(tagged, LIMITS, ""), text="cats") == [bare]
+    assert [ServedModel(tagged, LIMITS, tag).describe()["src_tag"] for tag in (None, "", "<2ko>")] == [
+        None,
+        "",
+        "<2ko>",
+    ]
+
+
+def test_a_tag_of_the_server_has_to_be_known(tiny_model: Path, tagged: Translator) -> None:
+    with pytest.raises(InputError, match="src_tag <2fr> is none of the tags that the model knows: <2de>, <2ko>"):
+        ServedModel(tagged, LIMITS, "<2fr>")
+    settings = ModelSettings(str(tiny_model), src_tag="<2ko>")
+    with pytest.raises(InputError, match="src_tag <2ko> is none of the tags that the model knows: it has none"):
+        ServedModel.load(settings, LIMITS)
 
 
 def test_requests_that_wait_together_share_a_batch(app: ServingApp) -> None:
@@ -228,6 +361,7 @@ def test_health_and_info(app: ServingApp) -> None:
     assert info.content["version"] == "1"
     assert info.content["limits"]["max_texts"] == 3
     assert info.content["limits"]["max_length"] == 40
+    assert info.content["limits"]["max_extra_length"] == 50
 
 
 def test_a_target_may_be_as_long_as_the_limit_and_no_longer(app: ServingApp, model: ServedModel) -> None:
@@ -335,6 +469,19 @@ BAD_BODIES = [
     (b'{"text": "a", "n_best": true}', 422, "whole number"),
     (b'{"text": "a", "n_best": 1.5}', 422, "whole number"),
     (b'{"text": "a", "n_best": ' + b"9" * 500 + b"}", 422, "another number"),
+    (b'{"text": "a", "max_extra_length": 51}', 422, "between 0 and 50, the bound of this server, got 51"),
+    (b'{"text": "a", "max_extra_length": null}', 422, "whole number, got null"),
+    (b'{"text": "a", "no_repeat_ngram_size": -1}', 422, "between 0 and 40"),
+    (b'{"text": "a", "no_repeat_ngram_size": "2"}', 422, "whole number, got a string"),
+    (b'{"text": "a", "no_unknown": 1}', 422, '"no_unknown" should be true or false, got a number'),
+    (b'{"text": "a", "prefix": 5}', 422, '"prefix" should be a string'),
+    (b'{"text": "a", "prefix": "b\\nc"}', 422, "several lines"),
+    (b'{"text": "a", "prefixes": ["b"]}', 422, '"prefixes" does not go with "text"; give "prefix"'),
+    (b'{"texts": ["a"], "prefix": "b"}', 422, '"prefix" does not go with "texts"; give "prefixes"'),
+    (b'{"texts": ["a", "b"], "prefixes": ["c"]}', 422, 'as many strings as "texts", 2, got a list of 1'),
+    (b'{"texts": ["a", "b"], "prefixes": "cd"}', 422, "2, got a string"),
+    (b'{"texts": ["a"], "prefixes": [5]}', 422, 'prefix 1 of "prefixes" should be a string'),
+    (b'{"text": "a", "prefix": "b", "attention": true}', 422, "ask for GET /attention with a target"),
     (b'{"text": "a", "attention": 1}', 422, "true or false"),
     (b'{"texts": ["a", "b"], "attention": true}', 422, "one text at a time"),
     (b'{"text": " ", "attention": true}', 422, "empty"),
@@ -457,5 +604,9 @@ def test_ctranslate2_serves_the_same_translations(
         mine, theirs = (answer.content["results"][0]["translations"][0] for answer in (one, two))
         assert mine["text"] == theirs["text"]
         assert mine["score"] == pytest.approx(theirs["score"], abs=1e-3)
-    (refused,) = run(other, post({"text": "I love cats", "attention": True}))
-    assert refused.status == 422
+    for unknown in ({"attention": True}, {"prefix": "나는"}):
+        (refused,) = run(other, post({"text": "I love cats", **unknown}))
+        assert refused.status == 422
+    short = post({"text": "I love cats", "max_extra_length": 3})
+    mine, theirs = (texts_of(run(one, short)[0]) for one in (app, other))
+    assert mine == theirs != texts_of(expected[0])

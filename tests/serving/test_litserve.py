@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lit_transformer import BeamSearch, Translator
+from lit_transformer.serving.lit_api import TranslationAPI
 
 pytest.importorskip("litserve", reason="LitServe is not installed: the extra litserve")
 pytestmark = pytest.mark.slow
@@ -60,6 +61,21 @@ def test_it_answers_as_serve_does(port: int, tiny_model: Path) -> None:
     status, content = ask(port, {"text": "I love cats", "n_best": 2})
     assert status == 200
     assert [one["text"] for one in content["results"][0]["translations"]] == [one.text for one in found[0]]
+
+
+def test_the_search_is_ones_own_and_bounds_what_clients_ask_for(tiny_model: Path) -> None:
+    search = BeamSearch(beam_size=2, length_penalty=0.1, max_extra_length=3, no_repeat_ngram_size=1)
+    api = TranslationAPI(str(tiny_model), search, src_tag="")
+    api.setup("cpu")
+    assert api.model.src_tag == ""
+    content = {"text": "I love cats", "n_best": 2}
+    jobs = [api.decode_request({**content, **more}) for more in ({}, {"n_best": 3}, {"max_extra_length": 4})]
+    reply, *refused = [api.encode_response(one) for one in api.predict(jobs)]
+    assert [one.status_code for one in (reply, *refused)] == [200, 422, 422]
+    (found,) = json.loads(reply.body)["results"]
+    search.n_best = 2
+    (expected,) = Translator.from_pretrained(tiny_model, search=search).translate(["I love cats"])
+    assert [one["text"] for one in found["translations"]] == [one.text for one in expected]
 
 
 def test_a_wrong_request_does_not_fail_its_batch(port: int) -> None:

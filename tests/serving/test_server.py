@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -18,10 +19,13 @@ from command_line import lit
 from running_server import RunningServer
 from tiny_run import tiny_run as tiny_run
 
-from lit_transformer import Translator
+from lit_transformer import BeamSearch, Translator
 from lit_transformer.serving.commands import build_app, serve_parser
 from lit_transformer.serving.model import ModelSettings, ServedModel
 from lit_transformer.serving.requests import Limits
+from lit_transformer.serving.timed import TimedSearch
+from lit_transformer.serving.workers import ProcessWorker
+from lit_transformer.translate_command import _search, translate_parser
 
 
 def test_it_serves_the_page_and_translates(server: RunningServer, tiny_model: Path) -> None:
@@ -239,12 +243,33 @@ def test_mistakes_are_told_in_one_sentence(arguments: list[str], status: int, wo
 
 def test_all_workers_hold_the_checkpoint_that_was_the_newest_at_the_start(tiny_run: Path) -> None:
     arguments = [str(tiny_run), "--num_workers", "2", "--public_name", "translate.example", "--public_name", "other"]
-    app = build_app(serve_parser().parse_args([*arguments, "--max_extra_length", "7"]))
-    assert [worker._settings.max_extra_length for worker in app.batcher.workers] == [7] * 2
+    app = build_app(serve_parser().parse_args(arguments))
     newest = str(tiny_run / "checkpoints" / "step=150.ckpt")
     assert [worker._settings.checkpoint for worker in app.batcher.workers] == [newest] * 2
     assert app.public_names == {"translate.example", "other"}
     assert app.hosts == {"localhost", "127.0.0.1", "[::1]", "translate.example", "other"}
+
+
+@pytest.mark.parametrize("engine", ["torch", "ctranslate2"])
+def test_the_search_is_that_of_translate(tiny_run: Path, engine: str) -> None:
+    """Every option of the search that translate has for one line says the same here."""
+    options = ["--beam_size", "3", "--length_penalty", "0.2", "--penalty_kind", "power", "--max_extra_length", "7"]
+    options += ["--stop_early", "--no_repeat_ngram_size", "2", "--no_unknown", "--engine", engine]
+    app = build_app(serve_parser().parse_args([str(tiny_run), *options, "--src_tag", "<2de>"]))
+    (worker,) = app.batcher.workers
+    assert isinstance(worker, ProcessWorker)
+    expected = _search(translate_parser().parse_args([str(tiny_run), *options]))
+    assert vars(worker._settings.search) == vars(expected) != vars(type(expected)(beam_size=3))
+    assert isinstance(worker._settings.search, TimedSearch) == (engine == "torch")
+    assert worker._settings.src_tag == "<2de>"
+    assert (app.limits.max_n_best, app.limits.max_extra_length) == (3, 7)
+
+
+def test_no_option_of_the_search_is_missing() -> None:
+    """What is an option of translate and an argument of the beam search, but for the number of translations."""
+    named = {name for name in inspect.signature(BeamSearch).parameters if name != "allow_unknown"} | {"no_unknown"}
+    missing = {name for name in named if not hasattr(serve_parser().parse_args(["x"]), name)}
+    assert missing == {"n_best"}, "which each request says"
 
 
 def test_a_worker_that_begins_again_takes_what_a_training_has_left(
