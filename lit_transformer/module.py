@@ -29,10 +29,10 @@ from lit_transformer.nn.outputs import ends_in_a_product, output_features, outpu
 from lit_transformer.nn.preparing import Prepared, prepare_if_possible
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.speed import Speed
+from lit_transformer.step_sums import StepSums, divide_by_tokens
 from lit_transformer.token_mean import TokenMean
 from lit_transformer.vocabulary import PAD_ID
 
-_UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
 
 
@@ -152,10 +152,7 @@ class LitTransformer(L.LightningModule):
         self.search = search or BeamSearch()
         self.val_loss, self.val_nll = TokenMean(), TokenMean()
         self.test_loss, self.test_nll = TokenMean(), TokenMean()
-        self._num_labels = torch.ones((), dtype=torch.long)  # of the batch in hand
-        self._means: Tensor | None = None  # its loss and negative log-likelihood
-        self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
-        self._since_logged: Tensor | None = None  # the same of the steps since the last logged one
+        self._sums = StepSums()
         self._speed = Speed()
         self._sharded: ShardedWeights | None = None
         self._is_evaluating = False
@@ -237,28 +234,23 @@ class LitTransformer(L.LightningModule):
 
     def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Notes how much the batch weighs; frees the gradients of the step before, for the memory's sake."""
-        self._num_labels, self._means = batch.num_labels, None
+        self._sums.start_batch(batch.num_labels)
         if self.automatic_optimization and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
         """One step of teacher forcing; returns the loss, a mean per real target token."""
         loss, nll = self.compute_loss(batch)
-        self._means = torch.stack((loss.detach(), nll.detach())).float()
+        self._sums.note(loss, nll)
         return loss
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Begins to count the tokens of an optimizer step, just where its gradients begin."""
-        self._totals = []
+        self._sums.start_step()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Adds the gradient of a micro-batch, weighed by its target tokens; in manual optimization as it is."""
-        if not self.automatic_optimization:
-            super().backward(loss, *args, **kwargs)
-            return
-        means = loss.new_zeros(2, dtype=torch.float32) if self._means is None else self._means
-        self._totals.append(torch.cat((self._num_labels.view(1), means * self._num_labels)))
-        super().backward(loss * (self._num_labels / _UNIT_TOKENS), *args, **kwargs)
+        super().backward(self._sums.weigh(loss) if self.automatic_optimization else loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns sums of gradients into means over the target tokens of all micro-batches and processes.
@@ -268,32 +260,19 @@ class LitTransformer(L.LightningModule):
         """
         if not self.automatic_optimization:
             return
-        own = self._totals or [torch.zeros(3, device=self.device)]  # none where batches were skipped
-        self._totals = []
-        totals = torch.stack(own).sum(0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)  # the strategy's own way waits for all devices before
-        num_labels = totals[0].clamp(min=1)
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        trainer: Any = self.trainer  # Lightning does not annotate all attributes
+        totals = self._sums.all_processes(self.device)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
-            torch._foreach_mul_(gradients, parts * _UNIT_TOKENS / num_labels)
-        if self._means is not None:
-            self._log_since_last(totals)
-
-    def _log_since_last(self, totals: Tensor) -> None:
-        """Logs means over all steps since the last logged one: single batches are easy or hard, as their length is."""
-        trainer: Any = self.trainer  # Lightning does not annotate these attributes
-        if self._since_logged is None or self.global_step % (trainer.log_every_n_steps or 1) == 0:
-            self._since_logged = torch.zeros_like(totals)
-        self._since_logged = self._since_logged.to(totals.device) + totals
-        loss, nll = self._since_logged[1:] / self._since_logged[0].clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/perplexity", nll.exp())
+        divide_by_tokens(parameters, totals, trainer.world_size * trainer.accumulate_grad_batches)
+        if self._sums.has_means:
+            was_logged = self.global_step % (trainer.log_every_n_steps or 1) == 0
+            loss, nll = self._sums.since_logged(totals, starts_anew=was_logged)
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/perplexity", nll.exp())
 
     def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""
-        trainer: Any = self.trainer  # Lightning does not annotate these attributes
+        trainer: Any = self.trainer
         if not trainer.log_every_n_steps:  # nothing is ever logged
             return
         tokens = (batch.src != PAD_ID).sum() + batch.num_labels
@@ -383,8 +362,8 @@ class LitTransformer(L.LightningModule):
         kept = {name: value for name, value in given if _is_plain(value) or isinstance(value, Tensor)}
         checkpoint["hyper_parameters"] = {**self._building_plan(self.network), **kept}
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # all stand under their own names
-        if self._since_logged is not None:
-            checkpoint["train_totals"] = self._since_logged.tolist()
+        if (sums := self._sums.state()) is not None:
+            checkpoint["train_totals"] = sums
         if self._sharded is None:
             return
         first: dict[int, Tensor] = {}
@@ -396,7 +375,7 @@ class LitTransformer(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the sums, so that a resumed run logs what one that never stopped does."""
         if "train_totals" in checkpoint:
-            self._since_logged = torch.tensor(checkpoint["train_totals"])
+            self._sums.load_state(checkpoint["train_totals"])
 
     def _gather(self) -> None:
         self._is_evaluating = True
