@@ -169,7 +169,8 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
     def sharded_parts(self) -> list[nn.Module]:
         """Parts, innermost first, whose weights are gathered one at a time where training divides them over processes.
 
-        Each must be used by calling it, and share no weight with the rest. The default is none: all at once.
+        They are also what ``compile_layers`` of ``LitTransformer`` compiles. Each must be used by calling it, and share
+        no weight with the rest. The default is none: all at once.
         """
         return []
 

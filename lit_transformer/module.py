@@ -11,19 +11,19 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_transformer.adam import fuse_on_cpu
 from lit_transformer.adam import paper_adam as paper_adam
-from lit_transformer.class_paths import is_importable
+from lit_transformer.arguments import is_plain
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
+from lit_transformer.network_checks import check_agreement, warn_of_checkpoints, warn_of_compilation
 from lit_transformer.nn import Transformer
 from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.nn.preparing import Prepared, prepare_if_possible
@@ -48,26 +48,6 @@ def _word_tables(network: TranslationNetwork) -> list[Tensor]:
     return found
 
 
-def too_short(network: TranslationNetwork, datamodule: object) -> tuple[int, int] | None:
-    """The longest sentence of a network and that of the data, in tokens, if the network's is the shorter one."""
-    room = getattr(network, "max_length", None)
-    longest = getattr(getattr(datamodule, "limits", None), "max_length", None)
-    return (room, longest) if isinstance(longest, int) and isinstance(room, int) and room < longest else None
-
-
-def check_room(network: TranslationNetwork, datamodule: object) -> None:
-    """Refuses a network that cannot represent the longest sentence of the data, where both say how long.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    if lengths := too_short(network, datamodule):
-        raise InputError(
-            f"model.network.max_length={lengths[0]} has no room for sentences of data.max_length={lengths[1]} tokens; "
-            "make the one larger or the other smaller"
-        )
-
-
 @contextmanager
 def _searching(device_type: str, is_prepared: bool) -> Iterator[None]:
     """Mixed precision, if it is on, with each weight cast once and not in each step, as Lightning would have it.
@@ -82,15 +62,6 @@ def _searching(device_type: str, is_prepared: bool) -> Iterator[None]:
     else:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False) if is_prepared else nullcontext():
             yield
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value can go into a checkpoint that loads without running code."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class LitTransformer(L.LightningModule):
@@ -120,9 +91,13 @@ class LitTransformer(L.LightningModule):
         search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
             beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
+        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``, for
+            batches of any shape. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time,
+            unlike with a network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips
+            padding. Needs what ``torch.compile`` needs, which is a compiler.
 
     Raises:
-        ValueError: If ``label_smoothing`` is not in [0, 1).
+        ValueError: If ``label_smoothing`` is not in [0, 1), or ``compile_layers`` meets a network without parts.
 
     Example:
         >>> from lit_transformer import Transformer
@@ -139,15 +114,22 @@ class LitTransformer(L.LightningModule):
         optimizer: OptimizerCallable = paper_adam,
         search: Search | None = None,
         criterion: nn.Module | None = None,
+        compile_layers: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        if compile_layers and not network.sharded_parts():
+            raise ValueError(
+                f"compile_layers needs a network that names its layers, but sharded_parts of {type(network).__name__} "
+                "is empty; override it there, or leave compile_layers out"
+            )
         self._remember_arguments(network)
         self.network = network
         self.criterion = criterion
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
+        self.compile_layers = compile_layers
         self.has_own_search = search is not None
         self.search = search or BeamSearch()
         self.val_loss, self.val_nll = TokenMean(), TokenMean()
@@ -167,14 +149,14 @@ class LitTransformer(L.LightningModule):
         with warnings.catch_warnings():  # Lightning advises against modules among them, which go in the next line
             warnings.simplefilter("ignore", UserWarning)
             self.save_hyperparameters(ignore=["network"])
-        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+        for name in [name for name, value in self.hparams.items() if not is_plain(value)]:
             del self.hparams[name]
         if plan := self._building_plan(network):
             self.save_hyperparameters(plan)
 
     def _building_plan(self, network: TranslationNetwork) -> dict[str, Any]:
         """What a checkpoint needs to build the network again, where that can be said in plain data."""
-        return {"network": network.spec, "_instantiator": _REBUILD} if _is_plain(network.spec) else {}
+        return {"network": network.spec, "_instantiator": _REBUILD} if is_plain(network.spec) else {}
 
     def configure_model(self) -> None:
         """Divides the network over all processes, where the strategy is Lightning's ``ModelParallelStrategy``."""
@@ -282,44 +264,21 @@ class LitTransformer(L.LightningModule):
             self.log("train/tokens_per_second", torch.tensor(speed), prog_bar=True, batch_size=len(batch))
 
     def on_fit_start(self) -> None:
-        """Refuses to train with a tokenizer of another size or other sides than the network, where both say theirs.
+        """Checks that network and data go together, and compiles the layers if they are to be.
 
-        The same goes for sentences that are longer than the network can read.
-
-        Warns where checkpoints will not say how to build the network, so that nothing but this program can use them.
+        Warns where checkpoints will not say how to build the network, so that nothing but this program can use them,
+        and where the network was compiled as a whole.
 
         Raises:
-            InputError: If they differ.
+            InputError: If the tokenizer has another size or other sides than the network, or sentences are longer than
+                it can read, where both say theirs.
         """
-        for name, value in self.network.spec.get("init_args", {}).items():
-            if not _is_plain(value):
-                rank_zero_warn(
-                    f"argument {name} of {type(self.network).__name__} is no plain data ({type(value).__name__}), so "
-                    "checkpoints cannot say how to build the network, and translate, export and serve cannot read "
-                    "them; take numbers, strings, booleans, lists and dicts"
-                )
-        class_path = str(self.network.spec.get("class_path", ""))
-        if not is_importable(class_path):
-            rank_zero_warn(
-                f"the network's class {class_path} was defined in a script, where nobody else can import it, so "
-                "translate, export and serve cannot read its checkpoints; move it into a module of its own"
-            )
-        data = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None)
-        check_room(self.network, data)
-        for name in ("vocab_size", "src_vocab_size"):
-            ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
-            if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
-                raise InputError(
-                    f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree (a data "
-                    f"module of your own hands {name} on if its constructor has an argument of this name)"
-                )
-        is_tied = getattr(self.network, "tie", None) == "all"
-        if is_tied and not getattr(tokenizer, "is_shared", True):
-            raise InputError(
-                "the network has tie=all, one embedding for both sides, but source and target have vocabularies of "
-                "their own: set model.network.tie to output or none, or leave data.src_vocab_size out"
-            )
+        warn_of_checkpoints(self.network)
+        warn_of_compilation(self.network)
+        check_agreement(self.network, getattr(self.trainer, "datamodule", None))
+        if self.compile_layers:
+            for layer in self.network.sharded_parts():
+                layer.compile(dynamic=True)
 
     def on_train_start(self) -> None:
         """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""
@@ -359,7 +318,7 @@ class LitTransformer(L.LightningModule):
         objects, with which no checkpoint loads safely.
         """
         given = checkpoint.get("hyper_parameters", {}).items()
-        kept = {name: value for name, value in given if _is_plain(value) or isinstance(value, Tensor)}
+        kept = {name: value for name, value in given if is_plain(value) or isinstance(value, Tensor)}
         checkpoint["hyper_parameters"] = {**self._building_plan(self.network), **kept}
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # all stand under their own names
         if (sums := self._sums.state()) is not None:
