@@ -174,6 +174,17 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
         """
         return []
 
+    def checkpoint_activations(self) -> None:
+        """From now on training shall keep less for gradients, and compute it again; ``LitTransformer`` asks for it.
+
+        Raises:
+            InputError: If the network cannot, which is the default.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot checkpoint activations: override checkpoint_activations there, or leave "
+            "activation_checkpointing out"
+        )
+
     @abstractmethod
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Scores (logits) ``(B, T, V)`` of each next target token, all positions at once."""
