@@ -52,3 +52,12 @@ class RemembersArguments:
                 )
         object.__setattr__(made, "init_args", values)  # a module takes no attributes yet
         return made
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value can go into a checkpoint that loads without running code."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))

@@ -12,7 +12,8 @@ from lit_transformer.errors import InputError
 from lit_transformer.interfaces import TranslationBatch, TranslationNetwork
 from lit_transformer.loss import Shortlist, SmoothedLoss, Teacher, mean_distribution, smoothed_cross_entropy
 from lit_transformer.model_files import read_model
-from lit_transformer.module import LitTransformer, too_short
+from lit_transformer.module import LitTransformer
+from lit_transformer.network_checks import too_short
 from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.rdrop import RDropTransformer
 from lit_transformer.teacher_memory import TeacherMemory

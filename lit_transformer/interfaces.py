@@ -169,9 +169,21 @@ class TranslationNetwork(RemembersArguments, nn.Module, ABC):
     def sharded_parts(self) -> list[nn.Module]:
         """Parts, innermost first, whose weights are gathered one at a time where training divides them over processes.
 
-        Each must be used by calling it, and share no weight with the rest. The default is none: all at once.
+        They are also what ``compile_layers`` of ``LitTransformer`` compiles. Each must be used by calling it, and share
+        no weight with the rest. The default is none: all at once.
         """
         return []
+
+    def checkpoint_activations(self) -> None:
+        """From now on training shall keep less for gradients, and compute it again; ``LitTransformer`` asks for it.
+
+        Raises:
+            InputError: If the network cannot, which is the default.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot checkpoint activations: override checkpoint_activations there, or leave "
+            "activation_checkpointing out"
+        )
 
     @abstractmethod
     def forward(self, src: Int[Tensor, "B S"], tgt_input: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:

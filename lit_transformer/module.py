@@ -11,28 +11,28 @@ import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_transformer.adam import fuse_on_cpu
 from lit_transformer.adam import paper_adam as paper_adam
-from lit_transformer.class_paths import is_importable
+from lit_transformer.arguments import is_plain
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import InputError
 from lit_transformer.interfaces import Hypothesis, Search, TranslationBatch, TranslationNetwork
 from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
+from lit_transformer.network_checks import check_agreement, warn_of_checkpoints, warn_of_compilation
 from lit_transformer.nn import Transformer
 from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.nn.preparing import Prepared, prepare_if_possible
 from lit_transformer.sharding import ShardedWeights
 from lit_transformer.speed import Speed
+from lit_transformer.step_sums import StepSums, divide_by_tokens
 from lit_transformer.token_mean import TokenMean
 from lit_transformer.vocabulary import PAD_ID
 
-_UNIT_TOKENS = 4096  # keeps summed losses in the range of half precision; a power of two, so that no digit changes
 _REBUILD = "lightning.pytorch.cli.instantiate_module"  # how load_from_checkpoint turns plain data into objects
 
 
@@ -46,26 +46,6 @@ def _word_tables(network: TranslationNetwork) -> list[Tensor]:
         if isinstance(module, nn.Embedding) or is_output:
             found += [one for one in module.parameters(recurse=False) if one.ndim == 2]
     return found
-
-
-def too_short(network: TranslationNetwork, datamodule: object) -> tuple[int, int] | None:
-    """The longest sentence of a network and that of the data, in tokens, if the network's is the shorter one."""
-    room = getattr(network, "max_length", None)
-    longest = getattr(getattr(datamodule, "limits", None), "max_length", None)
-    return (room, longest) if isinstance(longest, int) and isinstance(room, int) and room < longest else None
-
-
-def check_room(network: TranslationNetwork, datamodule: object) -> None:
-    """Refuses a network that cannot represent the longest sentence of the data, where both say how long.
-
-    Raises:
-        InputError: If it cannot.
-    """
-    if lengths := too_short(network, datamodule):
-        raise InputError(
-            f"model.network.max_length={lengths[0]} has no room for sentences of data.max_length={lengths[1]} tokens; "
-            "make the one larger or the other smaller"
-        )
 
 
 @contextmanager
@@ -82,15 +62,6 @@ def _searching(device_type: str, is_prepared: bool) -> Iterator[None]:
     else:
         with torch.inference_mode(), torch.autocast("cpu", enabled=False) if is_prepared else nullcontext():
             yield
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value can go into a checkpoint that loads without running code."""
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
 
 
 class LitTransformer(L.LightningModule):
@@ -120,9 +91,17 @@ class LitTransformer(L.LightningModule):
         search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
             beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
+        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``, for
+            batches of any shape. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time,
+            unlike with a network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips
+            padding. Needs what ``torch.compile`` needs, which is a compiler.
+        activation_checkpointing: Whether training keeps the output of each layer only, and computes what is inside
+            again for gradients: less memory, about a third more time, and the same gradients. For GPUs too: on a CPU
+            it takes the place of code that skips padding and keeps less anyway.
 
     Raises:
-        ValueError: If ``label_smoothing`` is not in [0, 1).
+        InputError: If ``activation_checkpointing`` meets a network that cannot do it.
+        ValueError: If ``label_smoothing`` is not in [0, 1), or ``compile_layers`` meets a network without parts.
 
     Example:
         >>> from lit_transformer import Transformer
@@ -139,23 +118,30 @@ class LitTransformer(L.LightningModule):
         optimizer: OptimizerCallable = paper_adam,
         search: Search | None = None,
         criterion: nn.Module | None = None,
+        compile_layers: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
+        if compile_layers and not network.sharded_parts():
+            raise ValueError(
+                f"compile_layers needs a network that names its layers, but sharded_parts of {type(network).__name__} "
+                "is empty; override it there, or leave compile_layers out"
+            )
+        if activation_checkpointing:
+            network.checkpoint_activations()
         self._remember_arguments(network)
         self.network = network
         self.criterion = criterion
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
+        self.compile_layers = compile_layers
         self.has_own_search = search is not None
         self.search = search or BeamSearch()
         self.val_loss, self.val_nll = TokenMean(), TokenMean()
         self.test_loss, self.test_nll = TokenMean(), TokenMean()
-        self._num_labels = torch.ones((), dtype=torch.long)  # of the batch in hand
-        self._means: Tensor | None = None  # its loss and negative log-likelihood
-        self._totals: list[Tensor] = []  # labels and summed losses of the batches of an optimizer step
-        self._since_logged: Tensor | None = None  # the same of the steps since the last logged one
+        self._sums = StepSums()
         self._speed = Speed()
         self._sharded: ShardedWeights | None = None
         self._is_evaluating = False
@@ -170,14 +156,14 @@ class LitTransformer(L.LightningModule):
         with warnings.catch_warnings():  # Lightning advises against modules among them, which go in the next line
             warnings.simplefilter("ignore", UserWarning)
             self.save_hyperparameters(ignore=["network"])
-        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+        for name in [name for name, value in self.hparams.items() if not is_plain(value)]:
             del self.hparams[name]
         if plan := self._building_plan(network):
             self.save_hyperparameters(plan)
 
     def _building_plan(self, network: TranslationNetwork) -> dict[str, Any]:
         """What a checkpoint needs to build the network again, where that can be said in plain data."""
-        return {"network": network.spec, "_instantiator": _REBUILD} if _is_plain(network.spec) else {}
+        return {"network": network.spec, "_instantiator": _REBUILD} if is_plain(network.spec) else {}
 
     def configure_model(self) -> None:
         """Divides the network over all processes, where the strategy is Lightning's ``ModelParallelStrategy``."""
@@ -237,28 +223,23 @@ class LitTransformer(L.LightningModule):
 
     def on_train_batch_start(self, batch: TranslationBatch, batch_idx: int) -> None:
         """Notes how much the batch weighs; frees the gradients of the step before, for the memory's sake."""
-        self._num_labels, self._means = batch.num_labels, None
+        self._sums.start_batch(batch.num_labels)
         if self.automatic_optimization and batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.zero_grad()
 
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
         """One step of teacher forcing; returns the loss, a mean per real target token."""
         loss, nll = self.compute_loss(batch)
-        self._means = torch.stack((loss.detach(), nll.detach())).float()
+        self._sums.note(loss, nll)
         return loss
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Begins to count the tokens of an optimizer step, just where its gradients begin."""
-        self._totals = []
+        self._sums.start_step()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Adds the gradient of a micro-batch, weighed by its target tokens; in manual optimization as it is."""
-        if not self.automatic_optimization:
-            super().backward(loss, *args, **kwargs)
-            return
-        means = loss.new_zeros(2, dtype=torch.float32) if self._means is None else self._means
-        self._totals.append(torch.cat((self._num_labels.view(1), means * self._num_labels)))
-        super().backward(loss * (self._num_labels / _UNIT_TOKENS), *args, **kwargs)
+        super().backward(self._sums.weigh(loss) if self.automatic_optimization else loss, *args, **kwargs)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns sums of gradients into means over the target tokens of all micro-batches and processes.
@@ -268,32 +249,19 @@ class LitTransformer(L.LightningModule):
         """
         if not self.automatic_optimization:
             return
-        own = self._totals or [torch.zeros(3, device=self.device)]  # none where batches were skipped
-        self._totals = []
-        totals = torch.stack(own).sum(0)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)  # the strategy's own way waits for all devices before
-        num_labels = totals[0].clamp(min=1)
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        trainer: Any = self.trainer  # Lightning does not annotate all attributes
+        totals = self._sums.all_processes(self.device)
         parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-        if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
-            torch._foreach_mul_(gradients, parts * _UNIT_TOKENS / num_labels)
-        if self._means is not None:
-            self._log_since_last(totals)
-
-    def _log_since_last(self, totals: Tensor) -> None:
-        """Logs means over all steps since the last logged one: single batches are easy or hard, as their length is."""
-        trainer: Any = self.trainer  # Lightning does not annotate these attributes
-        if self._since_logged is None or self.global_step % (trainer.log_every_n_steps or 1) == 0:
-            self._since_logged = torch.zeros_like(totals)
-        self._since_logged = self._since_logged.to(totals.device) + totals
-        loss, nll = self._since_logged[1:] / self._since_logged[0].clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/perplexity", nll.exp())
+        divide_by_tokens(parameters, totals, trainer.world_size * trainer.accumulate_grad_batches)
+        if self._sums.has_means:
+            was_logged = self.global_step % (trainer.log_every_n_steps or 1) == 0
+            loss, nll = self._sums.since_logged(totals, starts_anew=was_logged)
+            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/perplexity", nll.exp())
 
     def on_train_batch_end(self, outputs: Any, batch: TranslationBatch, batch_idx: int) -> None:
         """Logs real source and target tokens per second, over the steps since the last logged one."""
-        trainer: Any = self.trainer  # Lightning does not annotate these attributes
+        trainer: Any = self.trainer
         if not trainer.log_every_n_steps:  # nothing is ever logged
             return
         tokens = (batch.src != PAD_ID).sum() + batch.num_labels
@@ -303,44 +271,21 @@ class LitTransformer(L.LightningModule):
             self.log("train/tokens_per_second", torch.tensor(speed), prog_bar=True, batch_size=len(batch))
 
     def on_fit_start(self) -> None:
-        """Refuses to train with a tokenizer of another size or other sides than the network, where both say theirs.
+        """Checks that network and data go together, and compiles the layers if they are to be.
 
-        The same goes for sentences that are longer than the network can read.
-
-        Warns where checkpoints will not say how to build the network, so that nothing but this program can use them.
+        Warns where checkpoints will not say how to build the network, so that nothing but this program can use them,
+        and where the network was compiled as a whole.
 
         Raises:
-            InputError: If they differ.
+            InputError: If the tokenizer has another size or other sides than the network, or sentences are longer than
+                it can read, where both say theirs.
         """
-        for name, value in self.network.spec.get("init_args", {}).items():
-            if not _is_plain(value):
-                rank_zero_warn(
-                    f"argument {name} of {type(self.network).__name__} is no plain data ({type(value).__name__}), so "
-                    "checkpoints cannot say how to build the network, and translate, export and serve cannot read "
-                    "them; take numbers, strings, booleans, lists and dicts"
-                )
-        class_path = str(self.network.spec.get("class_path", ""))
-        if not is_importable(class_path):
-            rank_zero_warn(
-                f"the network's class {class_path} was defined in a script, where nobody else can import it, so "
-                "translate, export and serve cannot read its checkpoints; move it into a module of its own"
-            )
-        data = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(data, "tokenizer", None)
-        check_room(self.network, data)
-        for name in ("vocab_size", "src_vocab_size"):
-            ours, theirs = (getattr(one, name, None) for one in (self.network, tokenizer))
-            if isinstance(ours, int) and isinstance(theirs, int) and ours != theirs:
-                raise InputError(
-                    f"the network has {name}={ours}, but the tokenizer of the data {theirs}: make them agree (a data "
-                    f"module of your own hands {name} on if its constructor has an argument of this name)"
-                )
-        is_tied = getattr(self.network, "tie", None) == "all"
-        if is_tied and not getattr(tokenizer, "is_shared", True):
-            raise InputError(
-                "the network has tie=all, one embedding for both sides, but source and target have vocabularies of "
-                "their own: set model.network.tie to output or none, or leave data.src_vocab_size out"
-            )
+        warn_of_checkpoints(self.network)
+        warn_of_compilation(self.network)
+        check_agreement(self.network, getattr(self.trainer, "datamodule", None))
+        if self.compile_layers:
+            for layer in self.network.sharded_parts():
+                layer.compile(dynamic=True)
 
     def on_train_start(self) -> None:
         """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""
@@ -380,11 +325,11 @@ class LitTransformer(L.LightningModule):
         objects, with which no checkpoint loads safely.
         """
         given = checkpoint.get("hyper_parameters", {}).items()
-        kept = {name: value for name, value in given if _is_plain(value) or isinstance(value, Tensor)}
+        kept = {name: value for name, value in given if is_plain(value) or isinstance(value, Tensor)}
         checkpoint["hyper_parameters"] = {**self._building_plan(self.network), **kept}
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)  # all stand under their own names
-        if self._since_logged is not None:
-            checkpoint["train_totals"] = self._since_logged.tolist()
+        if (sums := self._sums.state()) is not None:
+            checkpoint["train_totals"] = sums
         if self._sharded is None:
             return
         first: dict[int, Tensor] = {}
@@ -396,7 +341,7 @@ class LitTransformer(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the sums, so that a resumed run logs what one that never stopped does."""
         if "train_totals" in checkpoint:
-            self._since_logged = torch.tensor(checkpoint["train_totals"])
+            self._sums.load_state(checkpoint["train_totals"])
 
     def _gather(self) -> None:
         self._is_evaluating = True

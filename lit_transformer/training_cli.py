@@ -46,7 +46,8 @@ from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
-from lit_transformer.module import LitTransformer, check_room
+from lit_transformer.module import LitTransformer
+from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
 

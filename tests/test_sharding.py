@@ -22,13 +22,13 @@ def _group(tmp_path: Path):
     distributed.destroy_process_group()
 
 
-def make() -> LitTransformer:
+def make(**options: bool) -> LitTransformer:
     torch.manual_seed(5)
-    return LitTransformer(Transformer(**SIZES))
+    return LitTransformer(Transformer(**SIZES), **options)
 
 
-def sharded() -> LitTransformer:
-    module = make()
+def sharded(**options: bool) -> LitTransformer:
+    module = make(**options)
     module._sharded = ShardedWeights(module.network, "cpu", 1)
     return module
 
@@ -40,8 +40,9 @@ def gradients(module: LitTransformer) -> dict[str, torch.Tensor]:
     return {name: getattr(grad, "full_tensor", lambda grad=grad: grad)() for name, grad in found.items()}
 
 
-def test_gradients_are_those_of_the_whole_network() -> None:
-    expected, found = gradients(make()), gradients(sharded())
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_gradients_are_those_of_the_whole_network(is_checkpointed: bool) -> None:
+    expected, found = gradients(make()), gradients(sharded(activation_checkpointing=is_checkpointed))
     assert found.keys() == expected.keys()
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
 

@@ -276,6 +276,9 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     """
     half, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
+    if torch.compiler.is_compiling():  # which knows no such hooks, and would compile what stands around them only
+        with torch.autocast(query.device.type, enabled=False):
+            return F.scaled_dot_product_attention(q, k, v, *options).to(half)
     own = {full.data_ptr(): (full, given.detach()) for full, given in ((q, query), (k, key), (v, value))}
 
     def keep(saved: Tensor) -> Tensor:

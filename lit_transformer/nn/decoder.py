@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_transformer.interfaces import DecoderState
 from lit_transformer.nn.attention import KeyValueCache, MultiHeadAttention
-from lit_transformer.nn.layers import Norm, ResidualNorm
+from lit_transformer.nn.layers import Norm, ResidualNorm, call_layer
 
 
 class SentenceRows:
@@ -230,12 +230,17 @@ class Decoder(nn.Module):
     Args:
         layers: The layers, first to last.
         final_norm: Applied to the result of the last layer; pre-norm stacks need one, the paper's have none.
+
+    Attributes:
+        activation_checkpointing: Whether training keeps the output of each layer only; see
+            :meth:`Transformer.checkpoint_activations`.
     """
 
     def __init__(self, layers: Iterable[nn.Module], final_norm: nn.Module | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -251,7 +256,7 @@ class Decoder(nn.Module):
             mask: ``(B, 1, 1, S)``, True at real source tokens; None if all are.
         """
         for layer in self.layers:
-            tokens = layer(tokens, memory, mask)
+            tokens = call_layer(layer, tokens, memory, mask, is_checkpointed=self.activation_checkpointing)
         return self._finish(tokens)
 
     def start(self, memory: Float[Tensor, "B S D"], mask: Bool[Tensor, "B 1 1 S"] | None = None) -> TransformerState:

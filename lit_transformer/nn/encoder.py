@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lit_transformer.nn.attention import MultiHeadAttention
-from lit_transformer.nn.layers import Norm, ResidualNorm
+from lit_transformer.nn.layers import Norm, ResidualNorm, call_layer
 
 
 class EncoderLayer(nn.Module):
@@ -62,6 +62,10 @@ class Encoder(nn.Module):
         layers: The layers, first to last.
         final_norm: Applied to the result of the last layer; pre-norm stacks need one, the paper's have none.
 
+    Attributes:
+        activation_checkpointing: Whether training keeps the output of each layer only; see
+            :meth:`Transformer.checkpoint_activations`.
+
     Example:
         >>> import torch
         >>> from lit_transformer.nn import PositionwiseFeedForward
@@ -74,6 +78,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.final_norm = final_norm
+        self.activation_checkpointing = False
 
     def forward(
         self, tokens: Float[Tensor, "B S D"], mask: Bool[Tensor, "B 1 1 S"] | None = None
@@ -85,5 +90,5 @@ class Encoder(nn.Module):
             mask: ``(B, 1, 1, S)``, True at real tokens; None if all are.
         """
         for layer in self.layers:
-            tokens = layer(tokens, mask)
+            tokens = call_layer(layer, tokens, mask, is_checkpointed=self.activation_checkpointing)
         return tokens if self.final_norm is None else self.final_norm(tokens)

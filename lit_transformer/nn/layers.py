@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lit_transformer.nn.dropout import Dropout
 
@@ -14,6 +16,16 @@ Activation = Literal["relu", "gelu", "silu"]
 Norm = Literal["post", "pre"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def call_layer(layer: nn.Module, *inputs: Any, is_checkpointed: bool) -> Tensor:
+    """The output of a layer; checkpointed, what it computes inside is not kept for gradients, but computed again.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+    """
+    if is_checkpointed and layer.training and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)  # type: ignore[no-any-return]  # draws dropout alike
+    return layer(*inputs)  # type: ignore[no-any-return]
 
 
 class PositionwiseFeedForward(nn.Module):

@@ -228,7 +228,9 @@ def _is_our_own(module: nn.Module) -> bool:
 
 def _is_usual(stack: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a stack has the parts that the package gives it, all normalised in the same place."""
-    if not isinstance(stack, (Encoder, Decoder)) or not all(isinstance(layer, kind) for layer in stack.layers):
+    if not isinstance(stack, (Encoder, Decoder)) or stack.activation_checkpointing:
+        return False
+    if not all(isinstance(layer, kind) for layer in stack.layers):
         return False
     residuals = list(_residuals(stack))
     norms: list[nn.Module | None] = [residual.norm for residual in residuals]

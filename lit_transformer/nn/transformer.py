@@ -237,6 +237,10 @@ class Transformer(TranslationNetwork):
         """The layers of encoder and decoder."""
         return [*self.encoder.layers, *self.decoder.layers]
 
+    def checkpoint_activations(self) -> None:
+        """From now on training keeps the output of each layer only, and computes what is inside again for gradients."""
+        self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = True
+
     def encode(self, src: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
         """What the encoder makes of source ids ``(B, S)``: the memory ``(B, S, D)``."""
         return self._encode(src, self._source_mask(src))

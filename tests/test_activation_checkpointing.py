@@ -1,0 +1,96 @@
+"""Training that keeps the output of each layer only: the same losses and gradients, less memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_transformer import LitTransformer, RDropTransformer, Transformer, TranslationNetwork
+from lit_transformer.interfaces import InputError, TranslationBatch
+from lit_transformer.nn.packed import can_pack
+
+BATCH = TranslationBatch(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([[2, 9, 10, 3], [2, 11, 3, 0]]))
+
+
+def make(kind: type[LitTransformer], **options: Any) -> LitTransformer:
+    torch.manual_seed(5)
+    sizes = {"vocab_size": 24, "num_layers": 2, "d_model": 16, "d_ff": 32, "num_heads": 2}
+    network = Transformer(**sizes, dropout=0.3, attention_dropout=0.2, activation_dropout=0.1)
+    network.encoder.layers[0].register_forward_hook(lambda *_: None)  # so that both go the plain way
+    return kind(network, **options).double()
+
+
+def loss_and_gradients(module: LitTransformer) -> tuple[Tensor, dict[str, Tensor]]:
+    torch.manual_seed(6)
+    loss = module.compute_loss(BATCH).loss
+    loss.backward()
+    return loss.detach(), {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
+
+
+@contextmanager
+def kept_bytes() -> Iterator[dict[int, int]]:
+    """The memory of all that is kept for gradients, by its place."""
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield found
+
+
+@pytest.mark.parametrize("kind", [LitTransformer, RDropTransformer])
+def test_losses_and_gradients_are_the_same_with_dropout(kind: Any) -> None:
+    expected_loss, expected = loss_and_gradients(make(kind))
+    module = make(kind, activation_checkpointing=True)
+    calls: list[str] = []
+    for layer in module.network.sharded_parts():
+        layer.feed_forward.register_forward_pre_hook(lambda layer, _: calls.append(type(layer).__name__))
+    loss, found = loss_and_gradients(module)
+    assert len(calls) == 2 * 4  # each of the four layers works twice
+    assert loss == expected_loss
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12, msg=name)
+    assert list(module.state_dict()) == list(make(kind).state_dict())
+
+
+def test_less_is_kept() -> None:
+    with kept_bytes() as plain:
+        make(LitTransformer).compute_loss(BATCH)
+    with kept_bytes() as checkpointed:
+        make(LitTransformer, activation_checkpointing=True).compute_loss(BATCH)
+    assert sum(checkpointed.values()) < sum(plain.values()) / 2
+
+
+def test_evaluation_computes_nothing_twice() -> None:
+    module = make(LitTransformer, activation_checkpointing=True)
+    calls: list[int] = []
+    module.network.decoder.layers[0].register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        module.compute_loss(BATCH)
+    module.eval().compute_loss(BATCH).loss.backward()
+    assert len(calls) == 2
+
+
+def test_the_way_without_padding_steps_aside() -> None:
+    network = Transformer(24, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    assert can_pack(network)
+    LitTransformer(network, activation_checkpointing=True)
+    assert not can_pack(network)
+
+
+def test_a_network_that_cannot_is_refused() -> None:
+    class Other(TranslationNetwork):
+        vocab_size = 24
+
+        def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor: ...
+        def start(self, src: Tensor) -> Any: ...
+        def step(self, tokens: Tensor, state: Any) -> Any: ...
+
+    with pytest.raises(InputError, match="Other cannot checkpoint activations: override"):
+        LitTransformer(Other(), activation_checkpointing=True)

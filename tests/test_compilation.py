@@ -1,0 +1,84 @@
+"""Networks compiled for training by torch.compile: layer by layer, as the module does it, or as a whole."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from compiled_run import SHAPES, SIZES
+from torch import Tensor
+
+from lit_transformer import LitTransformer, Transformer, TranslationNetwork
+
+
+def check_same(folder: Path, kind: str, precision: str, backend: str, tolerance: float) -> dict[str, Any]:
+    script, output = Path(__file__).with_name("compiled_run.py"), folder / "result.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    call = [sys.executable, str(script), kind, precision, backend, str(output)]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result: dict[str, Any] = torch.load(output, weights_only=True)
+    expected, found = result["expected"], result["found"]
+    assert list(found) == list(expected)  # checkpoints have the same names
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+    return result
+
+
+def test_compiled_layers_learn_the_same(tmp_path: Path) -> None:
+    result = check_same(tmp_path, "LitTransformer", "64-true", "eager", 1e-9)
+    # at most one graph for the layers of each side, in training and in validation, whatever the shapes of batches
+    assert 0 < result["graphs"] <= 4
+    assert result["breaks"] == 0
+    assert result["chunked"] == 2 * len(SHAPES)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("kind", "precision", "tolerance"),
+    [
+        ("LitTransformer", "32-true", 1e-4),
+        ("RDropTransformer", "32-true", 1e-4),
+        ("LitTransformer", "bf16-mixed", 0.03),
+    ],
+)
+def test_compiled_layers_learn_the_same_with_the_real_compiler(
+    tmp_path: Path, kind: str, precision: str, tolerance: float
+) -> None:
+    check_same(tmp_path, kind, precision, "inductor", tolerance)
+
+
+class Whole(TranslationNetwork):
+    """A network that does not name its layers."""
+
+    vocab_size = 24
+
+    def forward(self, src: Tensor, tgt_input: Tensor) -> Tensor: ...
+    def start(self, src: Tensor) -> Any: ...
+    def step(self, tokens: Tensor, state: Any) -> Any: ...
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compile_layers needs a network .* sharded_parts of Whole is empty"):
+        LitTransformer(Whole(), compile_layers=True)
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_network_that_is_compiled_as_a_whole_is_told(is_wrapped: bool) -> None:
+    network: Any = Transformer(**SIZES)
+    if is_wrapped:
+        network = torch.compile(network, backend="eager")
+        expected = "its weights have other names in checkpoints.* compile_layers=True"
+    else:
+        network.compile(backend="eager")
+        expected = "training keeps the logits of all tokens.* compile_layers=True"
+    module = LitTransformer(network)
+    module._trainer = L.Trainer(accelerator="cpu", logger=False, barebones=True)
+    with pytest.warns(UserWarning, match=expected):
+        module.on_fit_start()
