@@ -207,8 +207,9 @@ def _naming(place: Path) -> Iterator[None]:
     except CheckpointError as error:
         raise CheckpointError(f"{place} cannot be used: {error}") from None
     except RuntimeError as error:
-        if short_of_memory(error):
-            raise
+        if device := short_of_memory(error):
+            remedy = "another device or machine is needed, or a smaller model"
+            raise CheckpointError(f"{device} has too little memory for the model in {place}: {remedy}") from None
         reason = str(error).splitlines()[-1].strip()  # of load_state_dict: many lines, the last the most particular
         raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -493,7 +493,9 @@ def test_a_model_without_room_is_one_sentence(
         assert_one_sentence(finished, "too little memory for the model")
         sentence = finished.err
     place = "the device" if is_moved else "this machine"
-    assert f"{place} has too little memory for the model: another device or machine is needed, or a" in sentence
+    which = "" if is_moved else f" in {tiny_run}"
+    assert f"{place} has too little memory for the model{which}" in sentence
+    assert ": another device or machine is needed, or a smaller model" in sentence
 
 
 def test_too_little_memory_in_other_commands(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

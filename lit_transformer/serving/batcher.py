@@ -178,12 +178,19 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Waiting]:
-        """The jobs that have waited longest, as many as fit into a batch; those that would be late are refused."""
+        """The jobs that have waited longest, as many as fit into a batch; those that would be late are refused.
+
+        All want a search like that of the first: with searches of many kinds in one batch, each would wait for all.
+        """
         batch: list[_Waiting] = []
         size = 0
         latest = time.monotonic() + self._expected(self._places)
-        while self._queue and (not batch or size + self._queue[0].places <= self.max_batch_size):
-            waiting = self._queue.popleft()
+        for waiting in list(self._queue):
+            if batch and size + waiting.places > self.max_batch_size:
+                break
+            if batch and waiting.job.wishes != batch[0].job.wishes:
+                continue
+            self._queue.remove(waiting)
             self._places -= waiting.places
             if waiting.reply.done():  # its client has gone a moment ago
                 continue

@@ -32,7 +32,8 @@ class TranslationAPI(LitAPI):
     Args:
         checkpoint: A ``.ckpt`` file, the folder of a run, or an exported folder.
         search: How to decode; None is the paper's beam search. Clients choose their ``n_best``, at most its
-            ``beam_size``, and may ask for less than its ``max_extra_length``.
+            ``beam_size``, may ask for less than its ``max_extra_length``, and for any ``no_repeat_ngram_size`` and
+            ``allow_unknown``: what it has there is for those that do not say.
         limits: What a request may ask for beside that.
         max_batch_size: Requests that are translated together.
         batch_timeout: Seconds to wait for a batch to fill.

@@ -39,7 +39,8 @@ class ModelSettings:
         checkpoint: Path of a checkpoint, run folder or exported folder.
         run: Where to look for another checkpoint if that one is gone, as when a training goes on; None is nowhere.
         search: How to decode; only a ``TimedSearch``, for the engine ``torch``, can be given up half-way. Jobs choose
-            its ``n_best``, and may ask for less than its ``max_extra_length``.
+            its ``n_best``, may ask for less than its ``max_extra_length``, and for any ``no_repeat_ngram_size`` and
+            ``allow_unknown``: what it has there is for those that do not say.
         max_length: Longest text in tokens.
         precision: Of weights and arithmetic.
         device: Where to translate.
@@ -254,7 +255,7 @@ class ServedModel:
 
     def _set_search(self, job: Job) -> None:
         """Lets the search find what a job asks for, as long as it is waited for."""
-        vars(self.translator.search).update(self._wishes(job))
+        vars(self.translator.search).update({k: v for k, v in self._wishes(job).items() if k in self._usual})
         if isinstance(self.translator.search, TimedSearch):
             self.translator.search.deadline = job.deadline
 

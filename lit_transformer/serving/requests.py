@@ -87,6 +87,11 @@ class Job(NamedTuple):
     no_unknown: bool | None = None
     deadline: float = math.inf
 
+    @property
+    def wishes(self) -> tuple[int | bool | None, ...]:
+        """What the search is to be like beside ``n_best``; jobs that differ in it are not translated together."""
+        return self.max_extra_length, self.no_repeat_ngram_size, self.no_unknown
+
 
 class Reply(NamedTuple):
     """An answer, ready to be sent."""
@@ -215,14 +220,16 @@ def _prefixes(fields: dict[str, Any], count: int, limits: Limits) -> tuple[str, 
         _refuse(f'"{other}" does not go with "{"text" if name == "prefix" else "texts"}"; give "{name}"')
     if name not in fields:
         return ()
-    if fields.get("attention"):
-        _refuse(f'attention is not given with a prefix; leave "{name}" out, or ask for GET /attention with a target')
     prefixes = [fields[name]] if name == "prefix" else fields[name]
     if not isinstance(prefixes, list) or len(prefixes) != count:
         got = f"a list of {len(prefixes)}" if isinstance(prefixes, list) else _kind(prefixes)
         _refuse(f'"prefixes" should be a list of as many strings as "texts", {count}, got {got}')
     for number, prefix in enumerate(prefixes, 1):
         _check_text('"prefix"' if name == "prefix" else f'prefix {number} of "prefixes"', prefix, limits)
+    if not any(prefix.strip() for prefix in prefixes):
+        return ()
+    if fields.get("attention"):
+        _refuse(f'attention is not given with a prefix; leave "{name}" out, or ask for GET /attention with a target')
     return tuple(prefixes)
 
 

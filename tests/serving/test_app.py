@@ -125,6 +125,11 @@ def test_translations_begin_with_what_is_given(app: ServingApp, tiny_model: Path
     assert texts_of(none) == [free[0]]
 
 
+def test_a_blank_prefix_is_none() -> None:
+    assert job_of({"text": "a", "prefix": " ", "attention": True}, Limits()).prefixes == ()
+    assert job_of({"texts": ["a", "b"], "prefixes": ["", "c"]}, Limits()).prefixes == ("", "c")
+
+
 def test_a_prefix_may_fill_the_translation_and_no_more(app: ServingApp, model: ServedModel) -> None:
     tokenizer = model.translator.tokenizer
     room = len(tokenizer.encode_src(["cats"])[0]) + 3 - 1  # EOS closes it

@@ -92,6 +92,22 @@ def test_batches_are_full_but_not_fuller_and_in_order() -> None:
     assert worker.batches == [["0.0", "1.0", "2.0", "3.0"], ["4.0", "5.0", "6.0"]]
 
 
+def test_a_batch_wants_one_kind_of_search_and_the_oldest_comes_first() -> None:
+    worker = ScriptedWorker()
+    wishes: list[dict[str, Any]] = [
+        {},
+        {"no_repeat_ngram_size": 3},
+        {"n_best": 2},  # which is searched for beside the others
+        {"max_extra_length": 5},
+        {"no_repeat_ngram_size": 3},
+        {"no_unknown": True},
+    ]
+    given = [job._replace(**wish) for job, wish in zip(jobs(6), wishes, strict=True)]
+    replies = play(batcher_of(worker), *given)
+    assert [reply.body.decode() for reply in replies if isinstance(reply, Reply)] == [f"{n}.0" for n in range(6)]
+    assert worker.batches == [["0.0", "2.0"], ["1.0", "4.0"], ["3.0"], ["5.0"]]
+
+
 def test_a_job_larger_than_a_batch_goes_alone() -> None:
     worker = ScriptedWorker()
     assert statuses(play(batcher_of(worker, max_queue=100), *jobs(2, texts=6))) == [200, 200]
