@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -279,6 +279,7 @@ class Transformer(TranslationNetwork):
         """
         maps = AttentionMaps([], [], [])
         with (
+            _not_compiled(self),
             _recording(self.encoder.layers, "self_attention", maps.encoder),
             _recording(self.decoder.layers, "self_attention", maps.decoder),
             _recording(self.decoder.layers, "cross_attention", maps.cross),
@@ -295,7 +296,7 @@ class Transformer(TranslationNetwork):
             layer: Which decoder layer, from 0, or from the end if negative.
         """
         weights: list[Tensor] = []
-        with _recording([self.decoder.layers[layer]], "cross_attention", weights):
+        with _not_compiled(self), _recording([self.decoder.layers[layer]], "cross_attention", weights):
             self.features(src, tgt_input)
         return weights[0]
 
@@ -313,6 +314,13 @@ class Transformer(TranslationNetwork):
         if src.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
             return None
         return mask
+
+
+def _not_compiled(network: nn.Module) -> AbstractContextManager[Any]:
+    """Lets compiled layers run as they are: what was compiled before takes no notice of new hooks."""
+    if all(module._compiled_call_impl is None for module in network.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 @contextmanager
