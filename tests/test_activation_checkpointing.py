@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_transformer import LitTransformer, RDropTransformer, Transformer, TranslationNetwork
 from lit_transformer.interfaces import InputError, TranslationBatch
+from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.packed import can_pack
 
 BATCH = TranslationBatch(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([[2, 9, 10, 3], [2, 11, 3, 0]]))
@@ -110,3 +111,42 @@ def test_a_network_that_cannot_is_refused() -> None:
 
     with pytest.raises(InputError, match="Other cannot checkpoint activations: override"):
         LitTransformer(Other(), activation_checkpointing=True)
+
+
+class OwnEncoder(Encoder):
+    """Runs its layers in a way of its own."""
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens, mask)
+        return tokens
+
+
+def test_an_encoder_or_decoder_of_somebody_else_is_refused() -> None:
+    def network() -> Transformer:
+        return Transformer(24, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+
+    overridden, patched, replaced = network(), network(), network()
+    overridden.encoder = OwnEncoder(overridden.encoder.layers)
+    patched.decoder.forward = lambda tokens, *_: tokens  # type: ignore[method-assign]
+    replaced.decoder = torch.nn.Identity()  # type: ignore[assignment]
+    for given, name in (
+        (overridden, "encoder of Transformer, OwnEncoder"),
+        (patched, "decoder of Transformer, Decoder"),
+        (replaced, "decoder of Transformer, Identity"),
+    ):
+        with pytest.raises(InputError, match=f"the {name}, does not run .*: override checkpoint_activations"):
+            LitTransformer(given, activation_checkpointing=True)
+        assert not getattr(given.encoder, "activation_checkpointing", False)
+        LitTransformer(given)
+
+
+def test_own_layers_are_welcome() -> None:
+    class OwnLayer(EncoderLayer):
+        def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(tokens, mask) + 1
+
+    network = Transformer(24, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    network.encoder.layers[0].__class__ = OwnLayer
+    LitTransformer(network, activation_checkpointing=True)
+    assert network.encoder.activation_checkpointing

@@ -19,6 +19,7 @@ from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import Activation, Norm, PositionwiseFeedForward
+from lit_transformer.nn.own import is_own
 from lit_transformer.vocabulary import EOS_ID
 
 
@@ -238,7 +239,18 @@ class Transformer(TranslationNetwork):
         return [*self.encoder.layers, *self.decoder.layers]
 
     def checkpoint_activations(self) -> None:
-        """From now on training keeps the output of each layer only, and computes what is inside again for gradients."""
+        """From now on training keeps the output of each layer only, and computes what is inside again for gradients.
+
+        Raises:
+            InputError: If encoder or decoder is not the package's own, so that nothing would come of it.
+        """
+        for name, kind in (("encoder", Encoder), ("decoder", Decoder)):
+            if not is_own(stack := getattr(self, name), kind):
+                raise InputError(
+                    f"the {name} of {type(self).__name__}, {type(stack).__name__}, does not run its layers as the "
+                    f"package's {kind.__name__}.forward does, so activation_checkpointing would do nothing there: "
+                    "override checkpoint_activations, or leave activation_checkpointing out"
+                )
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = True
 
     def encode(self, src: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
