@@ -92,10 +92,11 @@ class LitTransformer(L.LightningModule):
         search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
             beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
-        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``, for
-            batches of any shape. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time,
-            unlike with a network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips
-            padding. Needs what ``torch.compile`` needs, which is a compiler.
+        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``,
+            once for batches of nearly any shape: those of one sentence and, on a CPU, those without padding compile
+            again. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time, unlike with a
+            network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips padding.
+            Needs what ``torch.compile`` needs, which is a compiler.
         activation_checkpointing: Whether training keeps the output of each layer only, and computes what is inside
             again for gradients: less memory, about a third more time, and the same gradients. For GPUs too: on a CPU
             it takes the place of code that skips padding and keeps less anyway.
