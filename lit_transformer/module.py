@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -25,6 +25,7 @@ from lit_transformer.loss import SmoothedLoss, smoothed_cross_entropy
 from lit_transformer.muon import WHOLE_WEIGHTS, MuonAdam
 from lit_transformer.network_checks import check_agreement, warn_of_checkpoints, warn_of_compilation
 from lit_transformer.nn import Transformer
+from lit_transformer.nn.layer_compilation import explaining_compilation
 from lit_transformer.nn.outputs import ends_in_a_product, output_features, output_matrix
 from lit_transformer.nn.preparing import Prepared, prepare_if_possible
 from lit_transformer.sharding import ShardedWeights
@@ -91,10 +92,11 @@ class LitTransformer(L.LightningModule):
         search: How ``generate`` and ``predict`` decode, and what ``BLEUEvaluation`` scores. The default is the paper's
             beam search, of which ``BLEUEvaluation`` has settings of its own.
         criterion: The loss, a module that maps logits ``(N, V)`` and labels ``(N,)`` without padding to their mean.
-        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``, for
-            batches of any shape. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time,
-            unlike with a network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips
-            padding. Needs what ``torch.compile`` needs, which is a compiler.
+        compile_layers: Whether ``fit`` compiles each layer (``network.sharded_parts()``) by ``torch.compile``,
+            once for batches of nearly any shape: those of one sentence and, on a CPU, those without padding compile
+            again. Checkpoints stay as they are, and the loss still keeps a part of the logits at a time, unlike with a
+            network that is compiled as a whole. For GPUs: on a CPU it takes the place of code that skips padding.
+            Needs what ``torch.compile`` needs, which is a compiler.
         activation_checkpointing: Whether training keeps the output of each layer only, and computes what is inside
             again for gradients: less memory, about a third more time, and the same gradients. For GPUs too: on a CPU
             it takes the place of code that skips padding and keeps less anyway.
@@ -229,7 +231,8 @@ class LitTransformer(L.LightningModule):
 
     def training_step(self, batch: TranslationBatch, batch_idx: int) -> Tensor:
         """One step of teacher forcing; returns the loss, a mean per real target token."""
-        loss, nll = self.compute_loss(batch)
+        with self._explaining():
+            loss, nll = self.compute_loss(batch)
         self._sums.note(loss, nll)
         return loss
 
@@ -239,7 +242,11 @@ class LitTransformer(L.LightningModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Adds the gradient of a micro-batch, weighed by its target tokens; in manual optimization as it is."""
-        super().backward(self._sums.weigh(loss) if self.automatic_optimization else loss, *args, **kwargs)
+        with self._explaining():
+            super().backward(self._sums.weigh(loss) if self.automatic_optimization else loss, *args, **kwargs)
+
+    def _explaining(self) -> AbstractContextManager[None]:
+        return explaining_compilation() if self.compile_layers else nullcontext()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns sums of gradients into means over the target tokens of all micro-batches and processes.
@@ -286,6 +293,12 @@ class LitTransformer(L.LightningModule):
         if self.compile_layers:
             for layer in self.network.sharded_parts():
                 layer.compile(dynamic=True)
+
+    def on_fit_end(self) -> None:
+        """Takes the compilation of the layers away again, so that what follows finds the network as it was."""
+        if self.compile_layers:
+            for layer in self.network.sharded_parts():
+                layer._compiled_call_impl = None
 
     def on_train_start(self) -> None:
         """Starts the training speed anew; ends an evaluation that was broken off, since weights change from here on."""
@@ -378,7 +391,8 @@ class LitTransformer(L.LightningModule):
         self._evaluate(batch, self.test_loss, self.test_nll)
 
     def _evaluate(self, batch: TranslationBatch, loss_mean: TokenMean, nll_mean: TokenMean) -> None:
-        loss, nll = self.compute_loss(batch)
+        with self._explaining():
+            loss, nll = self.compute_loss(batch)
         loss_mean.update(loss, batch.num_labels)
         nll_mean.update(nll, batch.num_labels)
 

@@ -68,17 +68,15 @@ def warn_of_checkpoints(network: TranslationNetwork) -> None:
             f"the network's class {class_path} was defined in a script, where nobody else can import it, so "
             "translate, export and serve cannot read its checkpoints; move it into a module of its own"
         )
-    if hasattr(network, "_orig_mod"):  # by torch.compile
-        rank_zero_warn(
-            "the network was wrapped by torch.compile, so its weights have other names in checkpoints, and translate, "
-            "export and serve cannot read them; take LitTransformer(network, compile_layers=True) instead"
-        )
 
 
 def warn_of_compilation(network: TranslationNetwork) -> None:
     """Warns where the network is compiled as a whole, so that its loss keeps the logits of all tokens."""
-    if network._compiled_call_impl is not None:
-        rank_zero_warn(
-            "the network is compiled as a whole, so training keeps the logits of all tokens and needs more memory; "
-            "take LitTransformer(network, compile_layers=True) instead, which compiles its layers only"
-        )
+    is_wrapped = hasattr(network, "_orig_mod")  # by torch.compile(network), not network.compile()
+    if not is_wrapped and network._compiled_call_impl is None:
+        return
+    names = ", and its weights have other names in checkpoints, so that a resume needs the wrapper too" * is_wrapped
+    rank_zero_warn(
+        f"the network is compiled as a whole, so training keeps the logits of all tokens and needs more memory{names}; "
+        "take LitTransformer(network, compile_layers=True) instead, which compiles its layers only"
+    )

@@ -1,15 +1,17 @@
 """Training that keeps the output of each layer only: the same losses and gradients, less memory."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_transformer import LitTransformer, RDropTransformer, Transformer, TranslationNetwork
 from lit_transformer.interfaces import InputError, TranslationBatch
+from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.packed import can_pack
 
 BATCH = TranslationBatch(torch.tensor([[5, 6, 7, 3], [8, 3, 0, 0]]), torch.tensor([[2, 9, 10, 3], [2, 11, 3, 0]]))
@@ -30,17 +32,34 @@ def loss_and_gradients(module: LitTransformer) -> tuple[Tensor, dict[str, Tensor
     return loss.detach(), {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
 
 
-@contextmanager
-def kept_bytes() -> Iterator[dict[int, int]]:
-    """The memory of all that is kept for gradients, by its place."""
-    found: dict[int, int] = {}
+class Made(TorchDispatchMode):
+    """The memory of all tensors made while it is on; hooks for what is kept would hide one another."""
 
-    def note(tensor: Tensor) -> Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        yield found
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in tree_leaves(result):
+            if isinstance(one, Tensor):
+                storage = one.untyped_storage()
+                self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return result
+
+    def kept_bytes(self) -> int:
+        """What of it is still there."""
+        return sum(num_bytes for storage, num_bytes in self.storages.values() if not storage.expired())
+
+
+def kept_bytes(precision: torch.dtype, **options: Any) -> int:
+    """The memory that waits for the gradients of the layers."""
+    module = make(LitTransformer, **options).float()
+    batch = TranslationBatch(BATCH.src.repeat(8, 4), BATCH.tgt.repeat(8, 4))
+    with Made() as made, torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        features = module.network.features(batch.src, batch.tgt_input)
+    assert features.requires_grad
+    return made.kept_bytes()
 
 
 @pytest.mark.parametrize("kind", [LitTransformer, RDropTransformer])
@@ -59,12 +78,10 @@ def test_losses_and_gradients_are_the_same_with_dropout(kind: Any) -> None:
     assert list(module.state_dict()) == list(make(kind).state_dict())
 
 
-def test_less_is_kept() -> None:
-    with kept_bytes() as plain:
-        make(LitTransformer).compute_loss(BATCH)
-    with kept_bytes() as checkpointed:
-        make(LitTransformer, activation_checkpointing=True).compute_loss(BATCH)
-    assert sum(checkpointed.values()) < sum(plain.values()) / 2
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_less_is_kept(precision: torch.dtype) -> None:
+    plain, checkpointed = kept_bytes(precision), kept_bytes(precision, activation_checkpointing=True)
+    assert checkpointed < plain / 4
 
 
 def test_evaluation_computes_nothing_twice() -> None:
@@ -94,3 +111,42 @@ def test_a_network_that_cannot_is_refused() -> None:
 
     with pytest.raises(InputError, match="Other cannot checkpoint activations: override"):
         LitTransformer(Other(), activation_checkpointing=True)
+
+
+class OwnEncoder(Encoder):
+    """Runs its layers in a way of its own."""
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            tokens = layer(tokens, mask)
+        return tokens
+
+
+def test_an_encoder_or_decoder_of_somebody_else_is_refused() -> None:
+    def network() -> Transformer:
+        return Transformer(24, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+
+    overridden, patched, replaced = network(), network(), network()
+    overridden.encoder = OwnEncoder(overridden.encoder.layers)
+    patched.decoder.forward = lambda tokens, *_: tokens  # type: ignore[method-assign]
+    replaced.decoder = torch.nn.Identity()  # type: ignore[assignment]
+    for given, name in (
+        (overridden, "encoder of Transformer, OwnEncoder"),
+        (patched, "decoder of Transformer, Decoder"),
+        (replaced, "decoder of Transformer, Identity"),
+    ):
+        with pytest.raises(InputError, match=f"the {name}, does not run .*: override checkpoint_activations"):
+            LitTransformer(given, activation_checkpointing=True)
+        assert not getattr(given.encoder, "activation_checkpointing", False)
+        LitTransformer(given)
+
+
+def test_own_layers_are_welcome() -> None:
+    class OwnLayer(EncoderLayer):
+        def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+            return super().forward(tokens, mask) + 1
+
+    network = Transformer(24, num_layers=1, d_model=16, d_ff=32, num_heads=2)
+    network.encoder.layers[0].__class__ = OwnLayer
+    LitTransformer(network, activation_checkpointing=True)
+    assert network.encoder.activation_checkpointing

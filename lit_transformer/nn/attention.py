@@ -272,11 +272,14 @@ class KeyValueCache:
 def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any) -> Tensor:
     """Attends in single precision at least: torch's gradient on CPUs takes four times as long in bfloat16.
 
-    Kept for the gradient are the tensors in their own precision: half the memory for the same numbers.
+    Kept for the gradient are the tensors in their own precision: half the memory for the same numbers. Only where it is
+    another one, and nobody else decides what is kept, as activation checkpointing does: of several pairs of hooks torch
+    heeds the innermost alone.
     """
     half, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
-    if torch.compiler.is_compiling():  # which knows no such hooks, and would compile what stands around them only
+    # compilation knows no such hooks, and would compile what stands around them only
+    if half == dtype or torch.compiler.is_compiling() or _has_saving_hooks():
         with torch.autocast(query.device.type, enabled=False):
             return F.scaled_dot_product_attention(q, k, v, *options).to(half)
     own = {full.data_ptr(): (full, given.detach()) for full, given in ((q, query), (k, key), (v, value))}
@@ -293,6 +296,11 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     with torch.autocast(query.device.type, enabled=False), torch.autograd.graph.saved_tensors_hooks(keep, restore):
         heads = F.scaled_dot_product_attention(q, k, v, *options)
     return heads.to(half)
+
+
+def _has_saving_hooks() -> bool:
+    """Whether somebody's ``saved_tensors_hooks`` are at work here."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _head_width(name: str, width: int | None, d_model: int, num_heads: int) -> int:

@@ -11,6 +11,7 @@ from lit_transformer.nn.decoder import Decoder, DecoderLayer
 from lit_transformer.nn.dropout import is_dropout
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import PositionwiseFeedForward, ResidualNorm
+from lit_transformer.nn.own import is_own
 from lit_transformer.nn.products import Precision
 from lit_transformer.nn.transformer import Transformer
 
@@ -60,13 +61,6 @@ def obstacle(network: nn.Module) -> str | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
         return "it has forward hooks"
     return None
-
-
-def is_own(module: nn.Module, kind: type[nn.Module], names: tuple[str, ...] = ("forward",)) -> bool:
-    """Whether a module is of that kind, and nobody overrode its methods of these names, in a class or in an object."""
-    return isinstance(module, kind) and not any(
-        name in vars(module) or getattr(type(module), name) is not getattr(kind, name) for name in names
-    )
 
 
 def is_own_feed_forward(module: nn.Module) -> TypeGuard[PositionwiseFeedForward]:

@@ -23,7 +23,7 @@ from lit_transformer.nn.dropout import Dropout, can_draw, is_dropout, keep_or_dr
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.fused import Origin, add_norm, collect, feed_forward, linears, spread, take_rows
 from lit_transformer.nn.layers import ACTIVATIONS, PositionwiseFeedForward, ResidualNorm
-from lit_transformer.nn.obstacles import is_own
+from lit_transformer.nn.own import is_own
 from lit_transformer.nn.transformer import Transformer
 from lit_transformer.vocabulary import PAD_ID
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from lit_transformer.nn.dropout import Dropout
 from lit_transformer.nn.embedding import LearnedPositions, ScaledEmbedding, SinusoidalPositions
 from lit_transformer.nn.encoder import Encoder, EncoderLayer
 from lit_transformer.nn.layers import Activation, Norm, PositionwiseFeedForward
+from lit_transformer.nn.own import is_own
 from lit_transformer.vocabulary import EOS_ID
 
 
@@ -238,7 +239,18 @@ class Transformer(TranslationNetwork):
         return [*self.encoder.layers, *self.decoder.layers]
 
     def checkpoint_activations(self) -> None:
-        """From now on training keeps the output of each layer only, and computes what is inside again for gradients."""
+        """From now on training keeps the output of each layer only, and computes what is inside again for gradients.
+
+        Raises:
+            InputError: If encoder or decoder is not the package's own, so that nothing would come of it.
+        """
+        for name, kind in (("encoder", Encoder), ("decoder", Decoder)):
+            if not is_own(stack := getattr(self, name), kind):
+                raise InputError(
+                    f"the {name} of {type(self).__name__}, {type(stack).__name__}, does not run its layers as the "
+                    f"package's {kind.__name__}.forward does, so activation_checkpointing would do nothing there: "
+                    "override checkpoint_activations, or leave activation_checkpointing out"
+                )
         self.encoder.activation_checkpointing = self.decoder.activation_checkpointing = True
 
     def encode(self, src: Int[Tensor, "B S"]) -> Float[Tensor, "B S D"]:
@@ -279,6 +291,7 @@ class Transformer(TranslationNetwork):
         """
         maps = AttentionMaps([], [], [])
         with (
+            _not_compiled(self),
             _recording(self.encoder.layers, "self_attention", maps.encoder),
             _recording(self.decoder.layers, "self_attention", maps.decoder),
             _recording(self.decoder.layers, "cross_attention", maps.cross),
@@ -295,7 +308,7 @@ class Transformer(TranslationNetwork):
             layer: Which decoder layer, from 0, or from the end if negative.
         """
         weights: list[Tensor] = []
-        with _recording([self.decoder.layers[layer]], "cross_attention", weights):
+        with _not_compiled(self), _recording([self.decoder.layers[layer]], "cross_attention", weights):
             self.features(src, tgt_input)
         return weights[0]
 
@@ -313,6 +326,13 @@ class Transformer(TranslationNetwork):
         if src.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.all()):
             return None
         return mask
+
+
+def _not_compiled(network: nn.Module) -> AbstractContextManager[Any]:
+    """Lets compiled layers run as they are: what was compiled before takes no notice of new hooks."""
+    if all(module._compiled_call_impl is None for module in network.modules()):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 @contextmanager
