@@ -51,6 +51,7 @@ def num_compiled(module: nn.Module) -> int:
     return sum(one._compiled_call_impl is not None for one in module.modules())
 
 
+@torch.no_grad()  # as the pass before, or what was compiled for it would not be used
 def looks(network: Transformer) -> list[Tensor]:
     """All attention maps of a batch."""
     batch = batches()[0]
