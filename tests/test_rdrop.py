@@ -239,7 +239,8 @@ def test_the_arguments_of_the_plain_module_are_its_own_too_by_place_and_by_name(
     assert by_place.hparams == by_name.hparams
     train(by_place, Steps([]), max_steps=1).save_checkpoint(tmp_path / "rdrop.ckpt")
     loaded = RDropTransformer.load_from_checkpoint(tmp_path / "rdrop.ckpt", weights_only=True)
-    expected = {"network", "label_smoothing", "search", "criterion", "alpha", "start_step"}
+    expected = {"network", "label_smoothing", "search", "criterion", "compile_layers", "activation_checkpointing"}
+    expected |= {"alpha", "start_step"}
     for module in (by_place, by_name, loaded):
         assert (module.alpha, module.label_smoothing) == (3.0, 0.2)
         assert set(module.hparams) - {"_instantiator"} == expected
@@ -251,7 +252,7 @@ def test_help_shows_the_arguments_of_both_and_a_misspelt_one_is_refused() -> Non
     finished = lit("fit", "--model.help=lit_transformer.RDropTransformer")
     assert finished.status == 0, finished.err
     plain = set(inspect.signature(LitTransformer.__init__).parameters) - {"self"}
-    shown = set(re.findall(r"^  --model\.(\w+) [A-Z]", finished.out, re.M))
+    shown = set(re.findall(r"^  --model\.(\w+) [A-Z{]", finished.out, re.M))
     assert shown == plain | {"alpha", "start_step"}
     assert "Probability taken from the right token" in " ".join(finished.out.split())
     wrong = lit("fit", "--model=lit_transformer.RDropTransformer", "--model.label_smothing=0.2")
