@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from lit_transformer.cli import did_you_mean, fail
-from lit_transformer.errors import InputError, short_of_memory
+from lit_transformer.errors import ROOM_FOR_A_MODEL, InputError, short_of_memory
 
 CHECKPOINT_HELP = (
     "a .ckpt file, the folder of a run (its newest checkpoint is taken), an exported folder, or owner/name on the Hub"
@@ -203,7 +203,7 @@ def sparing_memory(remedy: str, need: str = "this") -> Iterator[None]:
 
 def loading_a_model() -> AbstractContextManager[None]:
     """Says in one sentence that there is too little memory for the model itself, wherever it is loaded to."""
-    return sparing_memory("another device or machine is needed, or a smaller model", "the model")
+    return sparing_memory(ROOM_FOR_A_MODEL, "the model")
 
 
 @contextmanager

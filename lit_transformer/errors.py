@@ -10,6 +10,9 @@ class InputError(ValueError):
     is_everywhere = False  # whether all processes of a training raise one at this same step
 
 
+ROOM_FOR_A_MODEL = "another device or machine is needed, or a smaller model"
+
+
 def short_of_memory(error: RuntimeError) -> str | None:
     """What has no room left, if that is what torch says, in this process or in a worker's."""
     if type(error).__name__ == "OutOfMemoryError":  # torch is not imported for this

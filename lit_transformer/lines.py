@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
@@ -127,14 +127,27 @@ def _keeping_lines(unfinished: Path, path: Path) -> Iterator[None]:
         raise
 
 
+def lacks_tag(line: str, tags: Sequence[str]) -> bool:
+    """Whether a line has a text, and none of the tags before it."""
+    text = line.lstrip()
+    return bool(text) and not text.startswith(tuple(tags))
+
+
+def check_tag(tag: str, known: Sequence[str], name: str) -> None:
+    """Refuses a tag that the model does not know.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if tag not in known:
+        raise InputError(f"{name} {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}")
+
+
 def tagged(lines: Iterable[str], tag: str | None, known: list[str]) -> Iterable[str]:
     """The lines with the tag before each that is not empty; without a tag as they are, with a word on what may lack."""
     if tag is None:
         return _warning_of_untagged(lines, known) if known else lines
-    if tag not in known:
-        raise InputError(
-            f"--src_tag {tag} is none of the tags that the model knows: {', '.join(known) or 'it has none'}"
-        )
+    check_tag(tag, known, "--src_tag")
     return _with_tag(lines, tag, known)
 
 
@@ -151,7 +164,7 @@ def _with_tag(lines: Iterable[str], tag: str, known: list[str]) -> Iterator[str]
 def _warning_of_untagged(lines: Iterable[str], known: list[str]) -> Iterator[str]:
     is_silent = True
     for number, line in enumerate(lines, 1):
-        if is_silent and line.strip() and not line.lstrip().startswith(tuple(known)):
+        if is_silent and lacks_tag(line, known):
             message = "line %d has no tag, but the model was trained with tags (%s): set --src_tag to one of them"
             logger.warning(message, number, ", ".join(known))
             is_silent = False

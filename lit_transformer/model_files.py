@@ -14,7 +14,7 @@ import safetensors.torch
 from lit_transformer.checkpoints import CheckpointError, UndrawnWeights, newest_checkpoint, read_checkpoint, replacing
 from lit_transformer.class_paths import import_class
 from lit_transformer.data.tokenizer import SubwordTokenizer
-from lit_transformer.errors import InputError, short_of_memory
+from lit_transformer.errors import ROOM_FOR_A_MODEL, InputError, short_of_memory
 from lit_transformer.hub import HUB_NAME, fetch_from_hub
 from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.json_files import read_json
@@ -208,8 +208,9 @@ def _naming(place: Path) -> Iterator[None]:
         raise CheckpointError(f"{place} cannot be used: {error}") from None
     except RuntimeError as error:
         if device := short_of_memory(error):
-            remedy = "another device or machine is needed, or a smaller model"
-            raise CheckpointError(f"{device} has too little memory for the model in {place}: {remedy}") from None
+            raise CheckpointError(
+                f"{device} has too little memory for the model in {place}: {ROOM_FOR_A_MODEL}"
+            ) from None
         reason = str(error).splitlines()[-1].strip()  # of load_state_dict: many lines, the last the most particular
         raise CheckpointError(f"the weights in {place} do not fit the network it describes: {reason}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:

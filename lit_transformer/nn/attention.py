@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -279,10 +280,17 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     half, dtype = query.dtype, torch.promote_types(query.dtype, torch.float32)
     q, k, v = query.to(dtype), key.to(dtype), value.to(dtype)
     # compilation knows no such hooks, and would compile what stands around them only
-    if half == dtype or torch.compiler.is_compiling() or _has_saving_hooks():
-        with torch.autocast(query.device.type, enabled=False):
-            return F.scaled_dot_product_attention(q, k, v, *options).to(half)
-    own = {full.data_ptr(): (full, given.detach()) for full, given in ((q, query), (k, key), (v, value))}
+    keeps_all = half == dtype or torch.compiler.is_compiling() or _has_saving_hooks()
+    hooks = nullcontext() if keeps_all else _keeping_given((q, query), (k, key), (v, value))
+    with torch.autocast(query.device.type, enabled=False), hooks:
+        heads = F.scaled_dot_product_attention(q, k, v, *options)
+    return heads.to(half)
+
+
+def _keeping_given(*pairs: tuple[Tensor, Tensor]) -> AbstractContextManager[None]:
+    """Keeps for the gradient, of pairs of a tensor in single and in its own precision, the latter."""
+    dtype, half = (one.dtype for one in pairs[0])
+    own = {full.data_ptr(): (full, given.detach()) for full, given in pairs}
 
     def keep(saved: Tensor) -> Tensor:
         full, given = own.get(saved.data_ptr(), (None, saved))
@@ -293,9 +301,7 @@ def _attend_in_float32(query: Tensor, key: Tensor, value: Tensor, *options: Any)
     def restore(kept: Tensor) -> Tensor:
         return kept.to(dtype) if kept.dtype == half else kept
 
-    with torch.autocast(query.device.type, enabled=False), torch.autograd.graph.saved_tensors_hooks(keep, restore):
-        heads = F.scaled_dot_product_attention(q, k, v, *options)
-    return heads.to(half)
+    return torch.autograd.graph.saved_tensors_hooks(keep, restore)
 
 
 def _has_saving_hooks() -> bool:

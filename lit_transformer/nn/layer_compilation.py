@@ -21,8 +21,8 @@ def explaining_compilation() -> Iterator[None]:
         from torch._dynamo.exc import BackendCompilerFailed
         from torch._inductor import exc  # with the whole compiler behind it, which nobody else should wait for
 
-        kinds = (BackendCompilerFailed, exc.TritonMissing, exc.GPUTooOldForTriton)
-        if not isinstance(error, (*kinds, exc.InvalidCxxCompiler, exc.CppCompileError)):
+        kinds = BackendCompilerFailed, exc.InvalidCxxCompiler, exc.CppCompileError, exc.TritonMissing
+        if not isinstance(error, (*kinds, exc.GPUTooOldForTriton)):
             raise
         cause = getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), "no reason given")

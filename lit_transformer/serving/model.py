@@ -19,7 +19,8 @@ from lit_transformer.command_options import loading_a_model
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import CTranslate2Translator, Engine, load_translator
-from lit_transformer.interfaces import InputError, Translation
+from lit_transformer.interfaces import Translation
+from lit_transformer.lines import check_tag, lacks_tag
 from lit_transformer.model_files import weights_of
 from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
@@ -75,10 +76,8 @@ class ServedModel:
     """
 
     def __init__(self, translator: Translator, limits: Limits, src_tag: str | None = None) -> None:
-        tags = translator.tokenizer.tags
-        if src_tag and src_tag not in tags:
-            known = ", ".join(tags) or "it has none"
-            raise InputError(f"src_tag {src_tag} is none of the tags that the model knows: {known}")
+        if src_tag:
+            check_tag(src_tag, translator.tokenizer.tags, "src_tag")
         self.translator = translator
         self.limits = limits
         self.src_tag = src_tag
@@ -145,9 +144,9 @@ class ServedModel:
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, job in enumerate(jobs):
             if not _looks_inside(job):
-                alike.setdefault(tuple(self._wishes(job).values()), []).append(place)
+                alike.setdefault(tuple(self._settings_for(job).values()), []).append(place)
         for group in alike.values():
-            self._set_search(jobs[group[0]])
+            vars(self.translator.search).update(self._settings_for(jobs[group[0]]))
             places = [place for place in group if self._accepts(place, jobs[place], replies)]
             if places:
                 replies.update(zip(places, self._translate([jobs[place] for place in places]), strict=True))
@@ -172,7 +171,7 @@ class ServedModel:
             known = f"its tags are {', '.join(tags)}" if tags else "it was trained without tags, so leave src_tag out"
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, f'the model does not know this "src_tag"; {known}')
         if tags and job.src_tag is None and self.src_tag is None:
-            bare = [number for number, text in enumerate(job.texts, 1) if text.strip() and not _begins_with(tags, text)]
+            bare = [number for number, text in enumerate(job.texts, 1) if lacks_tag(text, tags)]
             if bare:
                 sentence = f"text {bare[0]} has no tag, but the model was trained with tags ({', '.join(tags)})"
                 remedy = 'set "src_tag" to one of them, or to "" if it needs none'
@@ -208,8 +207,7 @@ class ServedModel:
 
     def _translate(self, jobs: Sequence[Job]) -> list[Reply]:
         """Replies for jobs with one search, which is set; if their batch fails, each is tried alone."""
-        if isinstance(self.translator.search, TimedSearch):
-            self.translator.search.deadline = max(job.deadline for job in jobs)
+        self._set_deadline(jobs)
         begun = [prefix for job in jobs for prefix in job.prefixes or [""] * len(job.texts)]
         try:
             sources = [source for job in jobs for source in self._sources(job)]
@@ -225,7 +223,8 @@ class ServedModel:
 
     def _look(self, job: Job) -> Reply:
         """The attention of one text, as JSON or as a page."""
-        self._set_search(job)
+        vars(self.translator.search).update(self._settings_for(job))
+        self._set_deadline([job])
         view = self.translator.attention(self._sources(job)[0], job.target)
         if not job.as_page:
             result = _result(job.texts[0], view.beams)
@@ -241,9 +240,9 @@ class ServedModel:
         if not tag:
             return list(job.texts)
         enough = self.translator.tokenizer.tags if job.src_tag is None else [tag]
-        return [text if not text.strip() or _begins_with(enough, text) else f"{tag} {text}" for text in job.texts]
+        return [f"{tag} {text}" if lacks_tag(text, enough) else text for text in job.texts]
 
-    def _wishes(self, job: Job) -> dict[str, Any]:
+    def _settings_for(self, job: Job) -> dict[str, Any]:
         """The settings of the search that jobs may choose: what this one says, else as they are on this server."""
         said = {
             "n_best": job.n_best,
@@ -251,21 +250,17 @@ class ServedModel:
             "no_repeat_ngram_size": job.no_repeat_ngram_size,
             "allow_unknown": None if job.no_unknown is None else not job.no_unknown,
         }
-        return {name: self._usual.get(name) if value is None else value for name, value in said.items()}
+        usual = {name: self._usual[name] for name in said if name in self._usual}
+        return {name: value if said[name] is None else said[name] for name, value in usual.items()}
 
-    def _set_search(self, job: Job) -> None:
-        """Lets the search find what a job asks for, as long as it is waited for."""
-        vars(self.translator.search).update({k: v for k, v in self._wishes(job).items() if k in self._usual})
+    def _set_deadline(self, jobs: Sequence[Job]) -> None:
+        """Lets the search go on until none of the jobs is waited for."""
         if isinstance(self.translator.search, TimedSearch):
-            self.translator.search.deadline = job.deadline
+            self.translator.search.deadline = max(job.deadline for job in jobs)
 
 
 def _looks_inside(job: Job) -> bool:
     return job.attention or job.as_page
-
-
-def _begins_with(tags: Sequence[str], text: str) -> bool:
-    return text.lstrip().startswith(tuple(tags))
 
 
 def _result(text: str, found: list[Translation]) -> dict[str, Any]:

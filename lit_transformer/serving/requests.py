@@ -242,7 +242,9 @@ def _of_search(fields: dict[str, Any], limits: Limits) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: _number(name, fields[name], 0, *bound) for name, bound in most.items() if name in fields
     }
-    return {**found, **({"no_unknown": _truth("no_unknown", fields["no_unknown"])} if "no_unknown" in fields else {})}
+    if "no_unknown" in fields:
+        found["no_unknown"] = _truth("no_unknown", fields["no_unknown"])
+    return found
 
 
 def _n_best(value: Any, limits: Limits) -> int:
