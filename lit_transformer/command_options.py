@@ -151,7 +151,7 @@ def device_of(options: argparse.Namespace) -> str:
     """The device that the options name, or else the best one that can do what they ask for.
 
     Raises:
-        InputError: If there is no such device here.
+        InputError: If there is no such device here, or it is full.
     """
     import torch
 
@@ -162,7 +162,9 @@ def device_of(options: argparse.Namespace) -> str:
         device = torch.zeros(1, device=name)
         device.item()  # some devices hold shapes alone
         return str(device.device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if isinstance(error, RuntimeError) and (short_of_memory(error) or "out of memory" in str(error)):
+            raise InputError(f"--device {name} has no memory left: end what else runs there, or try another") from None
         raise InputError(f"--device {name} cannot be used here; try --device cpu") from None
 
 

@@ -25,7 +25,7 @@ from lit_transformer import model_files, pair_scores, translate_command
 from lit_transformer import translator as translator_file
 from lit_transformer.callbacks.averaging import average_checkpoints
 from lit_transformer.checkpoints import read_checkpoint
-from lit_transformer.command_options import needs_cpu
+from lit_transformer.command_options import device_of, needs_cpu
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.interfaces import InputError, SentencePair
@@ -570,6 +570,16 @@ def test_a_bad_option_is_named(tiny_run: Path, arguments: list[str], words: str)
 def test_a_device_that_is_not_here(tiny_run: Path) -> None:
     assert_one_sentence(translate(tiny_run, "one", "--device", "qpu", status=1), "--device qpu cannot be used here")
     assert translate(tiny_run, "one", "--device", "cpu").out == "eins\n"
+
+
+@pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUDA out of memory. Tried to allocate 2 MiB"])
+def test_a_device_that_is_full(tiny_run: Path, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*size: int, device: str) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InputError, match=r"^--device cuda:0 has no memory left: "):
+        device_of(translate_parser().parse_args([str(tiny_run), "--device", "cuda:0"]))
 
 
 FASTER = [["--precision", "int8"], ["--precision", "bf16"], ["--num_workers", "2"]]

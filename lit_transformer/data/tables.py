@@ -170,9 +170,11 @@ class DatasetRows:
     def _load(self) -> Any:
         import datasets
 
-        missing = [file for file in self.files or [] if not is_address(file) and not os.path.isfile(file)]
-        if missing:
-            raise CorpusError(f"cannot open {missing[0]}: No such file or directory")
+        for file in self.files or []:
+            if not is_address(file) and not os.path.isfile(file):
+                raise CorpusError(f"cannot open {file}: No such file or directory")
+            if not is_address(file) and not os.path.getsize(file):  # of which each reader says something else
+                raise CorpusError(f"{file} is empty: expected a table of at least one row")
         try:
             if self.files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")

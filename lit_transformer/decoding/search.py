@@ -98,13 +98,18 @@ def rule_out_repeats(log_probs: Float[Tensor, "R V"], prefixes: Int[Tensor, "R L
     log_probs.scatter_(1, ngrams[:, :, -1].where(is_known, PAD_ID), -float("inf"))  # PAD never follows anyway
 
 
+def takes_prefixes(search: Search) -> bool:
+    """Whether a search can begin translations with tokens that are given: its ``__call__`` has ``prefixes`` then."""
+    return "prefixes" in inspect.signature(search.__call__).parameters
+
+
 def require_prefixes(search: Search) -> None:
     """Checks that a search can begin translations with tokens that are given.
 
     Raises:
         InputError: If its ``__call__`` has no argument ``prefixes``.
     """
-    if "prefixes" not in inspect.signature(search.__call__).parameters:
+    if not takes_prefixes(search):
         raise InputError(
             f"{type(search).__name__} begins no translation with a prefix: take BeamSearch, GreedySearch or "
             "SamplingSearch, or leave the prefixes out"

@@ -17,6 +17,7 @@ from lit_transformer.attention_view import AttentionView
 from lit_transformer.bidi import pointing
 from lit_transformer.command_options import loading_a_model
 from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding.search import takes_prefixes
 from lit_transformer.errors import NoAttentionError
 from lit_transformer.exchange.engine import CTranslate2Translator, Engine, load_translator
 from lit_transformer.interfaces import Translation
@@ -196,7 +197,7 @@ class ServedModel:
 
     def _check_prefixes(self, job: Job, lengths: Sequence[int]) -> None:
         """Refuses prefixes that leave no room in the translations of texts of so many tokens."""
-        if isinstance(self.translator, CTranslate2Translator):
+        if isinstance(self.translator, CTranslate2Translator) or not takes_prefixes(self.translator.search):
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this server begins no translation with a prefix")
         rows = self.translator.tokenizer.encode_tgt([prefix.strip() for prefix in job.prefixes])
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True), 1):

@@ -405,6 +405,15 @@ def empty_table(folder):
     return ParallelCorpus(str(folder / "a.parquet")), "is empty: expected at least one row"
 
 
+def table_without_bytes(ending):
+    def make(folder):
+        file = folder / f"a.{ending}"
+        file.touch()
+        return ParallelCorpus(str(file)), rf"a\.{ending} is empty: expected a table of at least one row"
+
+    return make
+
+
 BAD = {
     "unequal": unequal, "one side": one_side, "missing text": missing_text, "missing table": missing_table,
     "no match": no_match, "unknown ending": unknown_ending, "wrong column": wrong_column, "not text": not_text,
@@ -414,6 +423,7 @@ BAD = {
     **{f"empty {ending}": empty_compressed(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"damaged {ending}": damaged(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"broken {kind}": broken_table(kind) for kind in ("parquet", "jsonl", "jsonl.gz")},
+    **{f"0 bytes {ending}": table_without_bytes(ending) for ending in ("parquet", "jsonl.gz", "csv", "tsv.xz")},
 }  # fmt: skip
 
 

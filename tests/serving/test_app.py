@@ -15,9 +15,10 @@ import pytest
 import torch
 from asgi_client import ThreadWorker, ask, post, run
 from running_server import Answer
+from torch import Tensor
 
 from lit_transformer import BeamSearch, SubwordTokenizer, TeachingCorpus, Transformer, Translator
-from lit_transformer.interfaces import InputError
+from lit_transformer.interfaces import Hypothesis, InputError, TranslationNetwork
 from lit_transformer.serving.app import ServingApp
 from lit_transformer.serving.batcher import Batcher
 from lit_transformer.serving.model import ModelSettings, ServedModel
@@ -140,6 +141,18 @@ def test_a_prefix_may_fill_the_translation_and_no_more(app: ServingApp, model: S
     assert texts_of(fits)[0].startswith(text)
     assert longer.status == 422
     assert f"tokens, and the translation may have {room}; shorten it" in longer.content["error"]
+
+
+def test_a_search_without_prefixes_refuses_them(model: ServedModel) -> None:
+    class Plain(BeamSearch):
+        def __call__(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:  # type: ignore[override]
+            return super().__call__(network, src)
+
+    inner = model.translator
+    served = ServedModel(Translator(inner.network, inner.tokenizer, Plain()), LIMITS)
+    free, begun = served.answer([Job(("cats",)), Job(("cats",), prefixes=("나는",))])
+    assert (free.status, begun.status) == (200, 422)
+    assert b"begins no translation with a prefix" in begun.body
 
 
 @pytest.fixture(scope="module")
