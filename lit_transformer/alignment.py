@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_transformer.data.batching import batches_by_length, padded
+from lit_transformer.data.batching import batches_by_length, padded, shortened
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
 from lit_transformer.nn.evaluation import evaluating
@@ -123,8 +123,8 @@ class AttentionAligner:
         filled = [place for place, (source, target) in enumerate(pairs) if source.strip() and target.strip()]
         sources, targets = ([pairs[place][side] for place in filled] for side in (0, 1))
         src_words, tgt_words = self.tokenizer.words_src(sources), self.tokenizer.words_tgt(targets)
-        src = {place: _cut(*words, self.max_length) for place, words in zip(filled, src_words, strict=True)}
-        tgt = {place: _cut(*words, self.max_tgt_length) for place, words in zip(filled, tgt_words, strict=True)}
+        src = {place: _cut(words, self.max_length) for place, words in zip(filled, src_words, strict=True)}
+        tgt = {place: _cut(words, self.max_tgt_length) for place, words in zip(filled, tgt_words, strict=True)}
         length = {place: max(len(src[place][0]), len(tgt[place][0])) for place in filled}
         for batch in batches_by_length(length, self.max_tokens):
             weights = self._weights([src[one][0] for one in batch], [tgt[one][0] for one in batch])
@@ -143,8 +143,7 @@ class AttentionAligner:
         return found.float().mean(dim=1).cpu()
 
 
-def _cut(ids: list[int], words: list[int | None], max_length: int) -> tuple[list[int], list[int | None]]:
-    """Ids and words without what is too long; EOS stays at the end."""
-    if len(ids) <= max_length:
-        return ids, words
-    return [*ids[: max_length - 1], ids[-1]], [*words[: max_length - 1], None]
+def _cut(sentence: tuple[list[int], list[int | None]], longest: int) -> tuple[list[int], list[int | None]]:
+    """Ids and the words that they belong to, without what is too long."""
+    ids, words = sentence
+    return shortened(ids, longest), shortened(words, longest)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from lit_transformer.data.batching import batches_by_length, padded
+from lit_transformer.data.batching import batches_by_length, padded, shortened
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import TranslationNetwork
 from lit_transformer.nn.evaluation import evaluating
@@ -104,8 +104,7 @@ class PairScorer:
 
 
 def _cut(ids: list[int], longest: int, side: str, number: int) -> list[int]:
-    """Ids without what is too long; EOS stays at the end."""
-    if len(ids) <= longest:
-        return ids
-    logger.warning("%s line %d has %d tokens and is cut to %d", side, number, len(ids), longest)
-    return [*ids[: longest - 1], ids[-1]]
+    """Ids without what is too long, which is told."""
+    if len(ids) > longest:
+        logger.warning("%s line %d has %d tokens and is cut to %d", side, number, len(ids), longest)
+    return shortened(ids, longest)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lit_transformer.alignment import AttentionAligner, Link
 from lit_transformer.attention_view import AttentionView, attention_of
 from lit_transformer.checkpoints import CheckpointError
-from lit_transformer.data.batching import batches_by_length, padded
+from lit_transformer.data.batching import batches_by_length, padded, shortened
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.decoding.search import require_prefixes
@@ -313,8 +313,7 @@ class Translator:
         for number, row in zip(indices, rows, strict=True):
             if len(row) > self.max_length:
                 logger.warning("line %d has %d tokens and is cut to %d", start + number + 1, len(row), self.max_length)
-                row[self.max_length - 1 :] = row[-1:]  # keeps the EOS at the end
-        return rows
+        return [shortened(row, self.max_length) for row in rows]
 
     def _encode_prefixes(self, prefixes: list[str], lengths: dict[int, int], start: int, count: int) -> list[list[int]]:
         """The target tokens that the translations of ``count`` lines must begin with, if they fit."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from lit_transformer.interfaces import TranslationBatch
 from lit_transformer.vocabulary import PAD_ID
 
+T = TypeVar("T")
 Rows = list[int]  # positions of sentence pairs in their pool
 
 
@@ -224,6 +225,16 @@ def collate(src: Sentences, tgt: Sentences, rows: Sequence[int]) -> TranslationB
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """Rows of ids as one tensor, padded on the right to the longest of them."""
     return Ragged(rows).pad(range(len(rows)))
+
+
+def shortened(row: list[T], longest: int) -> list[T]:
+    """A row of at most ``longest`` tokens, or of what belongs to each of them: the last one, EOS, stays.
+
+    Example:
+        >>> shortened([7, 8, 9, 3], 3)
+        [7, 8, 3]
+    """
+    return row if len(row) <= longest else [*row[: longest - 1], row[-1]]
 
 
 def batches_by_length(lengths: dict[int, int], max_tokens: int, max_rows: int | None = None) -> Iterator[Rows]:

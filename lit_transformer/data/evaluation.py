@@ -6,11 +6,10 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from lit_transformer.data.batching import Ragged, Rows, TokenBudgetBatches, collate, deal
+from lit_transformer.data.batching import Ragged, Rows, TokenBudgetBatches, collate, deal, shortened
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import SentencePair, TranslationBatch
-from lit_transformer.vocabulary import EOS_ID
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +116,10 @@ class EvaluationBatches:
     def _shortened(self, sentences: list[list[int]], first: int, side: str, extra: int) -> list[list[int]]:
         longest = self.max_length + extra  # BOS is not counted
         long = [number for number, ids in enumerate(sentences) if len(ids) > longest]
-        for number in long:
-            sentences[number] = [*sentences[number][: longest - 1], EOS_ID]
         if long:
             message = "%d %s sentences cut to max_length=%d tokens; the first is number %d"
             logger.warning(message, len(long), side, self.max_length, first + long[0])
-        return sentences
+        return [shortened(ids, longest) for ids in sentences]
 
 
 def _labels(corpora: Sequence[ParallelCorpus]) -> list[str]:
