@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +102,7 @@ def describe_run(trainer: L.Trainer, pl_module: L.LightningModule, folder: str |
     seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
     network = getattr(pl_module, "network", None)
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": int(seed) if seed else None,
         "checkpoint": _checkpoint(trainer, folder),
         "network": network.spec if isinstance(network, TranslationNetwork) else type(pl_module).__name__,

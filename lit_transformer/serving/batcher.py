@@ -126,7 +126,7 @@ class Batcher:
         self._arrived.set()
         try:
             return await asyncio.wait_for(waiting.reply, self.timeout)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             self.counts["timed_out"] += 1
             raise self._later(f"there was no answer within {self.timeout:g} seconds; try again later") from None
         finally:
@@ -174,7 +174,7 @@ class Batcher:
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 return
 
     def _take(self) -> list[_Waiting]:
@@ -210,7 +210,7 @@ class Batcher:
         try:  # a batch of jobs that have waited long gets as much time as any: its worker is not to blame
             patience = self.timeout + min(_GRACE, self.timeout / 2)
             replies = await asyncio.wait_for(worker.answer([waiting.job for waiting in batch]), patience)
-        except asyncio.TimeoutError:  # all clients of the batch have been told so by now
+        except TimeoutError:  # all clients of the batch have been told so by now
             logger.warning("a batch of %d requests took longer than %g s and was given up", len(batch), self.timeout)
             await self._replace(worker, batch)
         except asyncio.CancelledError:

@@ -55,7 +55,7 @@ class Incoming:
             raise _too_long(max_body)
         try:
             return await asyncio.wait_for(self._chunks(max_body), _BODY_SECONDS)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             sentence = f"the body did not arrive within {_BODY_SECONDS:g} seconds"
             raise RequestError(HTTPStatus.REQUEST_TIMEOUT, sentence) from None
 
@@ -82,7 +82,7 @@ class Incoming:
         """
         try:
             await asyncio.wait_for(self._discard(), _DRAIN_SECONDS)
-        except (asyncio.TimeoutError, ClientGoneError):
+        except (TimeoutError, ClientGoneError):
             return False
         return self._is_read
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def test_a_corpus_of_its_own_or_one_that_is_not_reached_needs_no_table(
 def test_it_tells_when_with_what_and_from_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     content = score(tmp_path)
-    age = datetime.now(timezone.utc) - datetime.fromisoformat(str(content["date"]))
+    age = datetime.now(UTC) - datetime.fromisoformat(str(content["date"]))
     assert 0 <= age.total_seconds() < 600
     versions = content["versions"]
     assert isinstance(versions, dict)
