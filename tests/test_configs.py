@@ -34,6 +34,7 @@ TABLE3 = [name for name in ALL if name.startswith("table3/")]
 SEVERAL_CORPORA = ["data/en_ko.yaml", "data/en_de.yaml"]
 BEFORE = {name: ["base.yaml"] for name in ("big.yaml", *TABLE3)}  # what a configuration says to put before it
 BEFORE["multi30k/ours.yaml"] = ["tiny.yaml"]
+TRANSLATIONS = "data/multi30k_en_de_translations.yaml"  # needs what models of ours have written
 PARTS = [f"multi30k/{part}.yaml" for part in ("begin", "rdrop", "student")]  # of one recipe
 BEFORE |= {name: ["multi30k/wu2021.yaml", *PARTS[:place]] for place, name in enumerate(PARTS)}
 SMALL = (
@@ -109,6 +110,7 @@ def test_the_configurations_of_the_issue_are_found() -> None:
         "own_files",
     }
     wanted |= {f"multi30k_{pair}_{kind}" for pair in ("en_de", "de_en", "en_fr") for kind in ("files", "tokens")}
+    wanted.add("multi30k_en_de_translations")
     assert set(DATA) >= {f"data/{name}.yaml" for name in wanted}
     assert set(TRAINER) >= {f"trainer/{name}.yaml" for name in ("one_gpu", "ddp", "fsdp", "bf16")}
     assert set(ALL) == {*MODELS, *DATA, *TRAINER, *TABLE3}
@@ -157,26 +159,44 @@ def test_models_take_a_training_step(name: str, texts: Path) -> None:
 
 
 def test_the_parts_of_a_recipe_go_on_from_each_other(texts: Path) -> None:
-    """As the heads of the three files say it, in small."""
+    """As the heads of the files say it, in small."""
     small = [option for option in SMALL if "fast_dev_run" not in option and "default_root_dir" not in option]
-    small += ["--trainer.max_steps=2", "--warmup.cooldown_steps=1", *configs("data/multi30k_en_de_tokens.yaml")]
-    weights = []
-    for name in PARTS:
-        part = Path(name).stem
-        run = f"runs/multi30k/{part}"
-        begin = [f"--init_from={weights[-1]}"] if weights else []
-        finished = lit("fit", *configs(name), *small, *begin, f"--trainer.default_root_dir={run}")
+    small += ["--trainer.max_steps=2", "--warmup.cooldown_steps=1"]
+
+    def train(name: str, data: str, run: str, *options: str) -> None:
+        content = configs(name, f"data/multi30k_{data}.yaml")
+        finished = lit("fit", *content, *small, f"--trainer.default_root_dir=runs/multi30k/{run}", *options)
         assert finished.status == 0, finished.err
-        for number in (1, 2):
-            averaged = f"{run}{number}.ckpt"
-            assert lit("average", run, "--last", "1", "--output", averaged).status == 0
-        weights.append(averaged)
-    dropout = [torch.load(path, weights_only=True)["hyper_parameters"]["network"] for path in weights]
-    assert [spec["init_args"]["dropout"] for spec in dropout] == [0.1, 0.2, 0.2]
+
+    def translate(model: str, source: str, output: str) -> None:
+        files = f"--input=data/train.lc.norm.tok.{source}", f"--output=runs/multi30k/{output}"
+        assert lit("translate", f"runs/multi30k/{model}", *files, "--max_extra_length=3").status == 0
+
+    train(PARTS[0], "en_de_tokens", "begin1")
+    train(PARTS[1], "en_de_tokens", "rdrop", "--init_from=runs/multi30k/begin1")
+    for number in (1, 2, 3):
+        averaged = f"runs/multi30k/rdrop{number}.ckpt"
+        assert lit("average", "runs/multi30k/rdrop", "--last", "1", "--output", averaged).status == 0
+    train(PARTS[0], "de_en_tokens", "reverse")
+    translate("reverse", "de", "back.en")
+    translate("rdrop1.ckpt", "en", "forth.de")
+    often = "--checkpoint.every_n_train_steps=2", "--trainer.val_check_interval=1"
+    train(PARTS[2], "en_de_translations", "student", "--init_from=runs/multi30k/rdrop1.ckpt", *often)
+    models = "begin1/checkpoints/step=2.ckpt", "rdrop1.ckpt", "student/checkpoints/step=2.ckpt"
+    plans = [torch.load(f"runs/multi30k/{path}", weights_only=True)["hyper_parameters"]["network"] for path in models]
+    assert [plan["init_args"]["dropout"] for plan in plans] == [0.1, 0.2, 0.2]
 
 
 @pytest.mark.parametrize("name", [name for name in DATA if "$" in ALL[name].read_text() or "own" in name])
 def test_data_from_files_takes_a_training_step(name: str, texts: Path) -> None:
+    if name == TRANSLATIONS:  # of which the test above makes true ones
+        Path("runs/multi30k").mkdir(parents=True)
+        for lang, translated in (("en", "back.en"), ("de", "forth.de")):
+            Path("runs/multi30k", translated).write_bytes(Path(f"data/train.lc.norm.tok.{lang}").read_bytes())
+        first = [option for option in SMALL if "fast_dev_run" not in option and "default_root_dir" not in option]
+        first += ["--trainer.max_steps=1", "--warmup.cooldown_steps=0", "--trainer.log_every_n_steps=1"]
+        options = *configs("tiny.yaml", "data/multi30k_en_de_tokens.yaml"), *first
+        assert lit("fit", *options, "--trainer.default_root_dir=runs/multi30k/begin1").status == 0
     finished = lit("fit", *configs("tiny.yaml", name), *SMALL)
     assert finished.status == 0, finished.err
 
@@ -185,7 +205,7 @@ def test_data_from_files_takes_a_training_step(name: str, texts: Path) -> None:
 def test_data_from_files_says_which_variable_is_missing(
     name: str, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    variable = re.findall(r"\$(\w+)", ALL[name].read_text(encoding="utf-8"))[0]
+    variable = re.findall(r"\$(\w+)/", ALL[name].read_text(encoding="utf-8"))[0]
     monkeypatch.delenv(variable)
     finished = lit("fit", *configs("tiny.yaml", name), *SMALL)
     assert finished.status == 1
