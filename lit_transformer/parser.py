@@ -7,18 +7,14 @@ import inspect
 import re
 import sys
 from argparse import Action, HelpFormatter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_transformer.cli import did_you_mean, fail
 from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
-from lit_transformer.interfaces import InputError
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
 
@@ -65,6 +61,7 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
 }
 CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last or best for that of the run"
 MODEL_HELP = f"{CKPT_PATH_HELP}; also an exported or imported folder, or a model of the Hub"
+_OF_CLASSES = re.compile("Option '(class_path|init_args)'|Dict must include a class_path")
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
 
@@ -88,6 +85,8 @@ class HelpfulParser(LightningArgumentParser):
         """Prints the message with a suggestion and exits with status 2."""
         text = plain_message(message)
         hint = did_you_mean(text, known_names(self)) or _near_class(text)
+        if not hint and _OF_CLASSES.search(text):
+            hint = " Arguments of a class stand under init_args, beside class_path."
         fail(f"{text.rstrip('.')}.{hint}")
         sys.exit(2)
 
@@ -173,33 +172,6 @@ def plain_message(message: str) -> str:
     text = re.sub(r"\.? Got value: Namespace\(.*", "", text)
     text = _CLASS.sub(lambda found: found.group(1) or found.group(2), text)
     return re.sub(r"Expected an? (.*?)\.? Got value: ", r"expected \1, got ", text)
-
-
-def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
-    """The files that ``--config`` names on a command line, as far as they are there."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = option.partition("=")
-        path = Path(attached or value)
-        if name in ("-c", "--config") and path.is_file():
-            yield path
-
-
-def check_yaml(arguments: Sequence[str]) -> None:
-    """Names the configuration file and the line if one is not YAML; the parser would only quote the problem.
-
-    Raises:
-        InputError: If a file that ``--config`` names is not YAML.
-    """
-    for path in configuration_files(arguments):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise InputError(f"{path}{line} is not YAML: {error.problem}; check indentation and brackets") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a YAML file in UTF-8") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path} holds no configuration: expected keys such as model: and data: at its left edge")
 
 
 def _best(reasons: str) -> str:

@@ -48,8 +48,9 @@ from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
-from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
+from lit_transformer.parser import HelpfulParser, plain_message
 from lit_transformer.quiet import quieten_lightning
+from lit_transformer.yaml_files import check_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -322,6 +322,38 @@ def test_a_misspelt_key_names_the_nearest_right_one(
     assert finished.err.count("\n") == 1
 
 
+STRAY = {
+    "model: {optimizer: {class_path: torch.optim.AdamW, lr: 0.1, eps: 1.0e-6}}": ("model.optimizer", "lr, eps"),
+    "model: {network: {class_path: lit_transformer.Transformer, d_model: 16}}": ("model.network", "d_model"),
+    "trainer: {callbacks: [{class_path: lit_transformer.InverseSqrtWarmup, warmup_steps: 3}]}": (
+        "trainer.callbacks[0]",
+        "warmup_steps",
+    ),
+    "data: {class_path: lit_transformer.TranslationDataModule, vocab_size: 300}": ("data", "vocab_size"),
+    "data: {train: {class_path: lit_transformer.ParallelCorpus, path: train}}": ("data.train", "path"),
+    "data: {train: [{path: train}, {class_path: lit_transformer.TeachingCorpus, split: train}]}": (
+        "data.train[1]",
+        "split",
+    ),
+    "data: {init_args: {vocab_size: 300}, max_tokens: 128}": ("data", "max_tokens"),
+}
+
+
+@pytest.mark.parametrize("wrong", STRAY)
+def test_arguments_beside_a_class_path_are_named(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    place, names = STRAY[wrong]
+    finished = lit("fit", "--config", tmp_path / "wrong.yaml")
+    check_sentence(finished, (f"wrong.yaml has {names} beside the ", f" of {place}: ", "stand under init_args"))
+
+
+def test_an_option_with_arguments_beside_a_class_path_is_told_too(project: Path) -> None:
+    given = "{class_path: torch.optim.AdamW, lr: 0.1}"
+    finished = lit("fit", "--config", project / "tiny.yaml", "--model.optimizer", given)
+    check_sentence(finished, ("'class_path' is not accepted. Arguments of a class stand under init_args",))
+    assert "Did you mean" not in finished.err
+
+
 def test_a_hub_out_of_reach_gives_one_sentence(project: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
     finished = run_process(project, f"{FIT} --data.train.path nobody/nothing", HF_HUB_OFFLINE="1")
