@@ -65,8 +65,14 @@ def _is_quickstart(root: Path) -> bool:
 
 def run(arguments: list[str]) -> None:
     """Runs the quickstart."""
+    from lit_transformer.heatmaps import blank_figure
+
     options = quickstart_parser().parse_args(arguments[1:])
     root, start = Path(options.output), time.perf_counter()
+    try:
+        blank_figure()  # of its last step, so that three minutes are not lost where the extra is missing
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from None
     if any((root / "checkpoints").glob("*.ckpt")) and not _is_quickstart(root):
         raise InputError(f"{root} holds a run that is no quickstart, which would be lost: name another --output")
     fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]
