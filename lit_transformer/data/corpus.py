@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from lit_transformer.data.filters import BadRowError, PairFilter, plain_attributes
 from lit_transformer.data.network import is_address, persistent
-from lit_transformer.data.tables import DatasetRows
+from lit_transformer.data.tables import DatasetRows, ending_of_table
 from lit_transformer.data.textfiles import (
     CorpusError,
     FilePair,
@@ -60,7 +60,8 @@ class ParallelCorpus:
     - a parquet, JSON lines, CSV or TSV file, or a pattern such as ``data/*.parquet``: ``src`` and ``tgt`` are column
       names, or languages inside a ``translation`` column.
     - a folder: text files ``<split>.<src>`` in it, else whatever ``datasets`` finds there.
-    - anything else: a dataset of the Hugging Face Hub, ``owner/name`` or ``owner/name@revision``.
+    - anything else without the ending of a table: a dataset of the Hugging Face Hub, ``owner/name`` or
+      ``owner/name@revision``.
 
     ``~`` and ``$VARIABLES`` in paths are replaced. Iterating gives every pair as raw text, in order.
 
@@ -300,6 +301,8 @@ class ParallelCorpus:
             return DatasetRows.from_files(path, self.split, columns)
         if os.path.isdir(path):
             return DatasetRows(path, self.name, self.split)
+        if ending_of_table(path) is not None:
+            raise CorpusError(f"there is no file {path}" + ("" if os.path.isabs(path) else f" in {os.getcwd()}"))
         endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)
         not_found = f"no {endings} (plain or compressed), no file or folder {path}"
         if _HUB_NAME.fullmatch(path):
