@@ -31,7 +31,7 @@ from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
-from lit_transformer.data import SubwordTokenizer, TranslationDataModule
+from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -396,7 +396,8 @@ class TranslationCLI(LightningCLI):
             rows, _ = next(corpus.rows(), ([], None))
             for row in rows[:1]:
                 corpus.read_row(row)
-            if corpus.src == corpus.tgt and part != "predict":
+            reads_names = type(corpus).read_row is ParallelCorpus.read_row  # else the class says what the sides are
+            if corpus.src == corpus.tgt and reads_names and part != "predict":
                 logger.warning("both sides of %s are %r: the network is to learn a copy", corpus, corpus.src)
 
     def _run_subcommand(self, subcommand: str) -> None:
