@@ -7,6 +7,7 @@ import inspect
 import re
 import sys
 from argparse import Action, HelpFormatter
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -61,6 +62,11 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
 }
 CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last or best for that of the run"
 MODEL_HELP = f"{CKPT_PATH_HELP}; also an exported or imported folder, or a model of the Hub"
+_NO_CORPUS = re.compile(r"\b(train|val|test|predict): expected a class by its import path, .*, got (\S+)$")
+_CORPUS = (
+    r"\1: expected a corpus, got \2: write \1: {path: \2, src: en, tgt: de}, or --data.\1.path \2 on the command line"
+)
+_NO_GPU = re.compile(r"No supported gpu backend found|CUDAAccelerator\W+can not run on your system")
 _OF_CLASSES = re.compile("Option '(class_path|init_args)'|Dict must include a class_path")
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
@@ -84,7 +90,7 @@ class HelpfulParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message with a suggestion and exits with status 2."""
         text = plain_message(message)
-        hint = did_you_mean(text, known_names(self)) or _near_class(text)
+        hint = did_you_mean(text, known_names(self)) or _near_class(text) or _meant_file(text)
         if not hint and _OF_CLASSES.search(text):
             hint = " Arguments of a class stand under init_args, beside class_path."
         fail(f"{text.rstrip('.')}.{hint}")
@@ -164,10 +170,16 @@ def plain_message(message: str) -> str:
         'expected int, got many'
     """
     text = " ".join(message.split())
+    if _NO_GPU.search(text):
+        return (
+            "torch sees no GPU here: leave configs/trainer/one_gpu.yaml or ddp.yaml and trainer.accelerator out, or "
+            "install a torch that was built for the GPU"
+        )
     text = re.sub(r'Parser key "([^"]*)": ', r"\1: ", text)
     start = re.search(r"Does not validate against any of the Union subtypes.*?Errors:|(?<=: )(?=- )", text)
     if start:
         text = text[: start.start()] + _best(text[start.end() :])
+    text = _NO_CORPUS.sub(_CORPUS, text)
     text = re.sub(r"Type typing\.Callable\[.*\] expects a function or a callable class: ", "", text)
     text = re.sub(r"\.? Got value: Namespace\(.*", "", text)
     text = _CLASS.sub(lambda found: found.group(1) or found.group(2), text)
@@ -196,6 +208,17 @@ def _near_class(text: str) -> str:
     module, name = missing.groups()
     close = difflib.get_close_matches(name, dir(sys.modules[module]), n=1)
     return f" Did you mean '{module}.{close[0]}'?" if close else ""
+
+
+def _meant_file(text: str) -> str:
+    """A suggestion for a configuration or the folder of a run that stands where only options do."""
+    found = re.search(r"unrecognized arguments: ([^-\s]\S*)", text)
+    path = Path(found.group(1)) if found else Path()
+    if found and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        return ""
+    return f" Did you mean --config {path}? Each configuration has --config before it."
 
 
 def _plug_help() -> str:

@@ -16,6 +16,7 @@ from lit_transformer.data.filters import BadRowError, PairFilter, plain_attribut
 from lit_transformer.data.network import is_address, persistent
 from lit_transformer.data.tables import DatasetRows, ending_of_table
 from lit_transformer.data.textfiles import (
+    COMPRESSED,
     CorpusError,
     FilePair,
     Row,
@@ -297,6 +298,7 @@ class ParallelCorpus:
 
     def _table(self, path: str) -> DatasetRows:
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
+            self._check_prefix(path)
             columns = [self.src] if self.tgt is None else [self.src, self.tgt]
             return DatasetRows.from_files(path, self.split, columns)
         if os.path.isdir(path):
@@ -308,6 +310,13 @@ class ParallelCorpus:
         if _HUB_NAME.fullmatch(path):
             return DatasetRows(path, self.name, self.split, not_found=not_found)
         raise CorpusError(f"there is {not_found}, and this cannot be the name of a Hub dataset")
+
+    def _check_prefix(self, path: str) -> None:
+        """Refuses one of two aligned files, whose common beginning is the path."""
+        stem, ending = os.path.splitext(next((path.removesuffix(e) for e in COMPRESSED if path.endswith(e)), path))
+        if ending_of_table(path) is None and ending[1:] in (self.src, self.tgt) and os.path.isfile(path):
+            find_aligned(stem, self.src, self.tgt)
+            raise CorpusError(f"{path} is text of aligned lines, whose path is given without its ending: {stem}")
 
     def _tagged(self, pair: SentencePair) -> SentencePair:
         is_bare = self.src_tag is None or not pair.src.strip()  # a tag would make a sentence of nothing
