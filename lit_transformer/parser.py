@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from argparse import Action, HelpFormatter
+from argparse import SUPPRESS, Action, HelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,6 +68,7 @@ _CORPUS = (
 )
 _NO_GPU = re.compile(r"No supported gpu backend found|CUDAAccelerator\W+can not run on your system")
 _OF_CLASSES = re.compile("Option '(class_path|init_args)'|Dict must include a class_path")
+_OF_FIT = ("overwrite", "init_from")  # options that say nothing to the other commands
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
 
@@ -102,6 +103,7 @@ class HelpfulParser(LightningArgumentParser):
         if command not in EXAMPLES or "trainer" not in self._named_groups:
             return _without_class_lists(super().format_help(*formatter))
         self._shorten(CKPT_PATH_HELP if command == "fit" else MODEL_HELP)
+        self._hide(() if command == "fit" else _OF_FIT)
         self._arrange()
         _, _, page = super().format_help(*formatter).partition("\n\noptions:\n")
         first, title, rest = page.partition(f"\n\n{GROUPS['warmup']}:\n")
@@ -126,6 +128,12 @@ class HelpfulParser(LightningArgumentParser):
                 action.help = ckpt_path
             elif action.dest.split(".")[0] in ("trainer", "checkpoint", "weights_only") and action.help:
                 action.help = re.split(r"(?<=[a-z`)])\.\s", f"{' '.join(str(action.help).split())} ")[0]
+
+    def _hide(self, names: tuple[str, ...]) -> None:
+        """Leaves options out of the page, which may stand in the configuration of a run all the same."""
+        for action in self._actions:
+            if action.dest in names:
+                action.help = SUPPRESS
 
     def _arrange(self) -> None:
         """Puts the groups of options into the order in which they are of interest."""

@@ -116,6 +116,7 @@ class TranslationCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The subcommand that the command line names; parsers for the others would only cost time."""
         every = LightningCLI.subcommands()
+        every["predict"] |= {"return_predictions"}  # the writer has them
         return {self._only: every[self._only]} if self._only in every else every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -427,7 +428,7 @@ class TranslationCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "return_predictions": False} if subcommand == "predict" else kwargs  # the writer has them
+        return {**kwargs, "return_predictions": False} if subcommand == "predict" else kwargs
 
     def after_fit(self) -> None:
         """Says where everything is and what comes next."""

@@ -308,12 +308,20 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
             assert f"--{key}.{name} " in page or (key == "model.network" and name.endswith("vocab_size")), (key, name)
     for key in ("warmup.warmup_steps", "bleu.beam_size", "averaging.num_checkpoints", "writer.output_path"):
         assert f"--{key} " in page
-    for key in ("checkpoint.every_n_train_steps", "trainer.max_steps", "ckpt_path", "overwrite", "config"):
+    for key in ("checkpoint.every_n_train_steps", "trainer.max_steps", "ckpt_path", "config"):
         assert f"--{key} " in page
+    for key in ("overwrite", "init_from"):
+        assert (f"--{key} " in page) == (command == "fit")
     assert "examples:" in page
     assert "known subclasses" not in page
     paragraphs = page.split("\n  --")
     assert max(paragraph.count("\n") for paragraph in paragraphs) < 16
+
+
+def test_the_help_of_predict_offers_nothing_without_an_effect() -> None:
+    page = succeed("predict", "--help").out
+    for key in ("return_predictions", "overwrite", "init_from"):
+        assert key not in page
 
 
 def test_the_first_page_lists_every_command() -> None:
