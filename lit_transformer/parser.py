@@ -110,7 +110,8 @@ class HelpfulParser(LightningArgumentParser):
         parts = (
             f"usage: lit-transformer {command} --config FILE [--config FILE ...] [--KEY VALUE ...]",
             f"{_SUMMARIES[command]}\n\nEvery KEY can stand in a YAML file too, where its dots are levels; "
-            "a later file\nor option wins over an earlier one.",
+            "a later file\nor option wins over an earlier one. A FILE configs/... that is not here is the "
+            "package's.",
             "\n  ".join(("examples:", *EXAMPLES[command])),
             f"options:\n{first}",
             f"{_plug_help()}{title}{rest}",

@@ -9,21 +9,9 @@ from pathlib import Path
 
 from lit_transformer.command_options import CommandParser, command_parser, positive
 from lit_transformer.errors import InputError
+from lit_transformer.yaml_files import config_file
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
-
-
-def config_file(name: str) -> Path:
-    """A configuration that comes with the package, from the installed package or from the source tree.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
-    here = Path(__file__).parent
-    for folder in (here / "configs", here.parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"the configuration {name} is not installed; reinstall lit-transformer")
 
 
 def quickstart_parser() -> CommandParser:

@@ -50,7 +50,7 @@ from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, plain_message
 from lit_transformer.quiet import quieten_lightning
-from lit_transformer.yaml_files import check_yaml
+from lit_transformer.yaml_files import check_yaml, with_own_configurations
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,9 @@ class TranslationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses a command line, or checks a configuration given as a dict."""
-        given = [] if isinstance(args, dict) else args
+        given = [] if isinstance(args, dict) else with_own_configurations(args)
         check_yaml(given)
-        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(given)
         check_options(self.config[self.config.subcommand], self.config.subcommand, given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,40 @@ import yaml  # type: ignore[import-untyped]
 
 from lit_transformer.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")  # what may stand beside class_path
+
+
+def config_file(name: str) -> Path:
+    """A configuration that comes with the package, from the installed package or from the source tree.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    here = Path(__file__).parent
+    for folder in (here / "configs", here.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"the configuration {name} is not installed; reinstall lit-transformer")
+
+
+def with_own_configurations(arguments: Sequence[str]) -> list[str]:
+    """The command line, in which a ``--config configs/...`` that is not here is that of the installed package."""
+    found = list(arguments)
+    for place, option in enumerate(arguments):
+        name, equals, value = option.partition("=")
+        at = place if equals else place + 1
+        if name not in ("-c", "--config") or at == len(found):
+            continue
+        path = Path(value if equals else found[at])
+        if path.parts[:1] != ("configs",) or path.exists():
+            continue
+        with suppress(InputError):  # if the package has none either, the parser says that there is no such file
+            own = config_file(str(path.relative_to("configs")))
+            logger.info("there is no %s here: taking the one that comes with lit-transformer, %s", path, own)
+            found[at] = f"{name}={own}" if equals else str(own)
+    return found
 
 
 def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
