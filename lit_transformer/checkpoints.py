@@ -92,6 +92,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"checkpoint {path} does not exist; give a .ckpt file, the folder of a run or, to translate or score, an "
             "exported folder"
         )
+    if Path(path).suffix in (".yaml", ".yml"):
+        folder = Path(path).parent
+        name = f", {folder}," if (folder / "checkpoints").is_dir() else ""
+        raise CheckpointError(
+            f"{path} is a configuration, which holds no weights: name the folder of its run{name} instead"
+        )
     try:
         content = torch.load(os.fspath(path), map_location="cpu", weights_only=True, mmap=True)
     except PermissionError:

@@ -149,11 +149,15 @@ def did_you_mean(message: str, names: Iterable[str]) -> str:
     Example:
         >>> did_you_mean("Option 'dropuot' is not accepted", ["model.network.dropout", "data.seed"])
         " Did you mean 'model.network.dropout'?"
+        >>> did_you_mean("Option 'class_path' is not accepted", ["data.cache_path"])  # spelled right
+        ''
     """
     unknown = _UNKNOWN_OPTION.search(message)
     if unknown is None:
         return ""
     key = (unknown.group(1) or unknown.group(2)).strip("-+")
+    if key.rpartition(".")[2] in ("class_path", "init_args"):
+        return ""
     close = nearest(key, {name.lstrip("-") for name in names})
     return f" Did you mean {close!r}?" if close not in (None, key) else ""
 

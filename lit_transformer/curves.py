@@ -41,7 +41,7 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
         For each logged name its values by optimizer step, counted from 1, in order.
 
     Raises:
-        InputError: If there is no such file, it is no table of metrics, or the folder holds several runs.
+        InputError: If there is no such file, it holds no metrics, or the folder holds several runs.
     """
     path = Path(run)
     files = [path] if path.is_file() else sorted(path.rglob("metrics.csv"), key=_version)
@@ -55,6 +55,11 @@ def read_curves(run: str | Path) -> dict[str, Curve]:
             _read(file, curves, is_given=file == path)
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"{file} is no table of metrics: {error}") from None
+    if not curves and (files or next(path.rglob("version_*/hparams.yaml"), None)):
+        raise InputError(
+            f"{path} has a log that holds no figures of a training: nothing was logged yet, likely because the run is "
+            "shorter than trainer.log_every_n_steps (50 unless it is set); fit with a lower one"
+        )
     if not curves:
         raise InputError(
             f"{path} holds no metrics.csv of a training; name the folder of a run. fit writes one unless "

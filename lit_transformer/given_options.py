@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from lit_transformer.errors import InputError
-from lit_transformer.parser import configuration_files
+from lit_transformer.yaml_files import configuration_files
 
 _PARTS = ("train", "val", "test", "predict")
 

@@ -6,19 +6,16 @@ import difflib
 import inspect
 import re
 import sys
-from argparse import Action, HelpFormatter
-from collections.abc import Iterator, Sequence
+from argparse import SUPPRESS, Action, HelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_transformer.cli import did_you_mean, fail
 from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
-from lit_transformer.interfaces import InputError
 from lit_transformer.module import LitTransformer
 from lit_transformer.nn import Transformer
 
@@ -65,6 +62,13 @@ GROUPS = {  # further groups of options, in the order of the help page, and thei
 }
 CKPT_PATH_HELP = "Checkpoint: a .ckpt file, a folder, whose newest is taken, or last or best for that of the run"
 MODEL_HELP = f"{CKPT_PATH_HELP}; also an exported or imported folder, or a model of the Hub"
+_NO_CORPUS = re.compile(r"\b(train|val|test|predict): expected a class by its import path, .*, got (\S+)$")
+_CORPUS = (
+    r"\1: expected a corpus, got \2: write \1: {path: \2, src: en, tgt: de}, or --data.\1.path \2 on the command line"
+)
+_NO_GPU = re.compile(r"No supported gpu backend found|CUDAAccelerator\W+can not run on your system")
+_OF_CLASSES = re.compile("Option '(class_path|init_args)'|Dict must include a class_path")
+_OF_FIT = ("overwrite", "init_from")  # options that say nothing to the other commands
 _CLASS = re.compile(r"<class '([\w.]+)'>|typing\.(\w+\[.*?\])")
 
 
@@ -87,7 +91,9 @@ class HelpfulParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the message with a suggestion and exits with status 2."""
         text = plain_message(message)
-        hint = did_you_mean(text, known_names(self)) or _near_class(text)
+        hint = did_you_mean(text, known_names(self)) or _near_class(text) or _meant_file(text)
+        if not hint and _OF_CLASSES.search(text):
+            hint = " Arguments of a class stand under init_args, beside class_path."
         fail(f"{text.rstrip('.')}.{hint}")
         sys.exit(2)
 
@@ -97,13 +103,15 @@ class HelpfulParser(LightningArgumentParser):
         if command not in EXAMPLES or "trainer" not in self._named_groups:
             return _without_class_lists(super().format_help(*formatter))
         self._shorten(CKPT_PATH_HELP if command == "fit" else MODEL_HELP)
+        self._hide(() if command == "fit" else _OF_FIT)
         self._arrange()
         _, _, page = super().format_help(*formatter).partition("\n\noptions:\n")
         first, title, rest = page.partition(f"\n\n{GROUPS['warmup']}:\n")
         parts = (
             f"usage: lit-transformer {command} --config FILE [--config FILE ...] [--KEY VALUE ...]",
             f"{_SUMMARIES[command]}\n\nEvery KEY can stand in a YAML file too, where its dots are levels; "
-            "a later file\nor option wins over an earlier one.",
+            "a later file\nor option wins over an earlier one. A FILE configs/... that is not here is the "
+            "package's.",
             "\n  ".join(("examples:", *EXAMPLES[command])),
             f"options:\n{first}",
             f"{_plug_help()}{title}{rest}",
@@ -121,6 +129,12 @@ class HelpfulParser(LightningArgumentParser):
                 action.help = ckpt_path
             elif action.dest.split(".")[0] in ("trainer", "checkpoint", "weights_only") and action.help:
                 action.help = re.split(r"(?<=[a-z`)])\.\s", f"{' '.join(str(action.help).split())} ")[0]
+
+    def _hide(self, names: tuple[str, ...]) -> None:
+        """Leaves options out of the page, which may stand in the configuration of a run all the same."""
+        for action in self._actions:
+            if action.dest in names:
+                action.help = SUPPRESS
 
     def _arrange(self) -> None:
         """Puts the groups of options into the order in which they are of interest."""
@@ -165,41 +179,20 @@ def plain_message(message: str) -> str:
         'expected int, got many'
     """
     text = " ".join(message.split())
+    if _NO_GPU.search(text):
+        return (
+            "torch sees no GPU here: leave configs/trainer/one_gpu.yaml or ddp.yaml and trainer.accelerator out, or "
+            "install a torch that was built for the GPU"
+        )
     text = re.sub(r'Parser key "([^"]*)": ', r"\1: ", text)
     start = re.search(r"Does not validate against any of the Union subtypes.*?Errors:|(?<=: )(?=- )", text)
     if start:
         text = text[: start.start()] + _best(text[start.end() :])
+    text = _NO_CORPUS.sub(_CORPUS, text)
     text = re.sub(r"Type typing\.Callable\[.*\] expects a function or a callable class: ", "", text)
     text = re.sub(r"\.? Got value: Namespace\(.*", "", text)
     text = _CLASS.sub(lambda found: found.group(1) or found.group(2), text)
     return re.sub(r"Expected an? (.*?)\.? Got value: ", r"expected \1, got ", text)
-
-
-def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
-    """The files that ``--config`` names on a command line, as far as they are there."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = option.partition("=")
-        path = Path(attached or value)
-        if name in ("-c", "--config") and path.is_file():
-            yield path
-
-
-def check_yaml(arguments: Sequence[str]) -> None:
-    """Names the configuration file and the line if one is not YAML; the parser would only quote the problem.
-
-    Raises:
-        InputError: If a file that ``--config`` names is not YAML.
-    """
-    for path in configuration_files(arguments):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-            raise InputError(f"{path}{line} is not YAML: {error.problem}; check indentation and brackets") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} is not a YAML file in UTF-8") from error
-        if not isinstance(content, dict):
-            raise InputError(f"{path} holds no configuration: expected keys such as model: and data: at its left edge")
 
 
 def _best(reasons: str) -> str:
@@ -224,6 +217,17 @@ def _near_class(text: str) -> str:
     module, name = missing.groups()
     close = difflib.get_close_matches(name, dir(sys.modules[module]), n=1)
     return f" Did you mean '{module}.{close[0]}'?" if close else ""
+
+
+def _meant_file(text: str) -> str:
+    """A suggestion for a configuration or the folder of a run that stands where only options do."""
+    found = re.search(r"unrecognized arguments: ([^-\s]\S*)", text)
+    path = Path(found.group(1)) if found else Path()
+    if found and (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    elif path.suffix not in (".yaml", ".yml"):
+        return ""
+    return f" Did you mean --config {path}? Each configuration has --config before it."
 
 
 def _plug_help() -> str:

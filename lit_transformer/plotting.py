@@ -162,6 +162,7 @@ def draw_attention(
 
     Raises:
         ValueError: If a map has another shape than the tokens ask for.
+        InputError: If ``output_stem`` has another ending of letters.
         ModuleNotFoundError: If pictures are asked for and matplotlib is not installed.
     """
     stem, ending, picture = split_ending(output_stem)
@@ -190,12 +191,17 @@ def split_ending(output: str | Path) -> tuple[Path, str, str]:
         [('cats', '.svg', '.svg'), ('cats.v2', '', '.png')]
 
     Raises:
-        InputError: If it is a folder's name, such as ``.``.
+        InputError: If it is a folder's name, such as ``.``, or ends in letters that are no ending of ours.
     """
     path = Path(output)
     if path.name in ("", ".."):
         raise InputError(f"files cannot be named after {str(output)!r}: give a name such as {path / 'attention'}")
     ending = path.suffix.lower() if path.suffix.lower() in (*PICTURES, ".html") else ""
+    if not ending and path.suffix[1:].isalpha():
+        known = ", ".join(PICTURES)
+        raise InputError(
+            f"{output} cannot be written: pictures are {known}, the page is .html, and {path.stem} alone writes both"
+        )
     return path.with_suffix("") if ending else path, ending, ending if ending in PICTURES else PICTURES[0]
 
 

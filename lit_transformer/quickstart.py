@@ -9,21 +9,9 @@ from pathlib import Path
 
 from lit_transformer.command_options import CommandParser, command_parser, positive
 from lit_transformer.errors import InputError
+from lit_transformer.yaml_files import config_file
 
 SENTENCES = ("I love cats", "Did she read two books at the library yesterday?", "We will not eat the small apple")
-
-
-def config_file(name: str) -> Path:
-    """A configuration that comes with the package, from the installed package or from the source tree.
-
-    Raises:
-        InputError: If there is none of that name.
-    """
-    here = Path(__file__).parent
-    for folder in (here / "configs", here.parent / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"the configuration {name} is not installed; reinstall lit-transformer")
 
 
 def quickstart_parser() -> CommandParser:
@@ -65,8 +53,14 @@ def _is_quickstart(root: Path) -> bool:
 
 def run(arguments: list[str]) -> None:
     """Runs the quickstart."""
+    from lit_transformer.heatmaps import blank_figure
+
     options = quickstart_parser().parse_args(arguments[1:])
     root, start = Path(options.output), time.perf_counter()
+    try:
+        blank_figure()  # of its last step, so that three minutes are not lost where the extra is missing
+    except ModuleNotFoundError as error:
+        raise InputError(str(error)) from None
     if any((root / "checkpoints").glob("*.ckpt")) and not _is_quickstart(root):
         raise InputError(f"{root} holds a run that is no quickstart, which would be lost: name another --output")
     fit = ["fit", "--config", str(config_file("quickstart.yaml")), "--trainer.default_root_dir", str(root)]

@@ -31,7 +31,7 @@ from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
-from lit_transformer.data import SubwordTokenizer, TranslationDataModule
+from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
 from lit_transformer.decoding import BeamSearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -48,8 +48,9 @@ from lit_transformer.kernels import has_fast_bfloat16
 from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
-from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
+from lit_transformer.parser import HelpfulParser, plain_message
 from lit_transformer.quiet import quieten_lightning
+from lit_transformer.yaml_files import check_yaml, with_own_configurations
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +116,14 @@ class TranslationCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The subcommand that the command line names; parsers for the others would only cost time."""
         every = LightningCLI.subcommands()
+        every["predict"] |= {"return_predictions"}  # the writer has them
         return {self._only: every[self._only]} if self._only in every else every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses a command line, or checks a configuration given as a dict."""
-        given = [] if isinstance(args, dict) else args
+        given = [] if isinstance(args, dict) else with_own_configurations(args)
         check_yaml(given)
-        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(given)
         check_options(self.config[self.config.subcommand], self.config.subcommand, given)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -395,7 +397,8 @@ class TranslationCLI(LightningCLI):
             rows, _ = next(corpus.rows(), ([], None))
             for row in rows[:1]:
                 corpus.read_row(row)
-            if corpus.src == corpus.tgt and part != "predict":
+            reads_names = type(corpus).read_row is ParallelCorpus.read_row  # else the class says what the sides are
+            if corpus.src == corpus.tgt and reads_names and part != "predict":
                 logger.warning("both sides of %s are %r: the network is to learn a copy", corpus, corpus.src)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -425,7 +428,7 @@ class TranslationCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        return {**kwargs, "return_predictions": False} if subcommand == "predict" else kwargs  # the writer has them
+        return {**kwargs, "return_predictions": False} if subcommand == "predict" else kwargs
 
     def after_fit(self) -> None:
         """Says where everything is and what comes next."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -145,6 +146,7 @@ def translate(options: argparse.Namespace) -> None:
     remedy = f"use a smaller --max_tokens, --{'n_best' if options.sample else 'beam_size'} or --max_length"
     with heeding_sigterm(), sparing_memory(remedy), ExitStack() as stack:
         given = given_lines(options.text) if options.text else read_lines(stack, options.input)
+        _warn_of_files(options.text)
         lines = tagged(given, options.src_tag, translator.tokenizer.tags)
         out = stack.enter_context(written_to(options.output))
         quiet, total = bool(options.text) or out.isatty(), partial(_number_of_lines, options)
@@ -160,6 +162,14 @@ def translate(options: argparse.Namespace) -> None:
 
         alignment = stack.enter_context(written_to(options.alignment, "--alignment"))
         alignment.writelines(f"{pharaoh(links)}\n" for links in translator.align(pairs, options.alignment_layer))
+
+
+def _warn_of_files(texts: list[str]) -> None:
+    """Says that the name of a file was translated as a text, where its lines may have been meant."""
+    for text in texts:
+        if os.path.isfile(text):
+            message = "%s is taken as a text, and there is a file of this name: its lines are translated by --input %s"
+            logger.warning(message, text, text)
 
 
 def _check_files(options: argparse.Namespace) -> None:

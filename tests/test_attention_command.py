@@ -106,6 +106,7 @@ def test_attention_refuses_in_one_sentence(tiny_run: Path, tmp_path: Path) -> No
         ([tmp_path / "gone", "one"], "gone does not exist"),
         ([tiny_run, "one", "--output", tmp_path / "file" / "x.html"], "x.html cannot be written: "),
         ([tiny_run, os.fsdecode(b"\xff")], "sentence 1 of the command line is not valid UTF-8"),
+        ([tiny_run, "one", "--output", "x.jpg"], "x.jpg cannot be written: pictures are .png, .pdf, .svg, the page is"),
         ([tiny_run, "one", "--output", "."], "files cannot be named after '.'"),
         ([tiny_run, "one", "--output", ".."], "files cannot be named after '..'"),
         ([tiny_run, "one", "--output", ""], "files cannot be named after ''"),

@@ -69,6 +69,7 @@ def write_bad_files(folder: Path) -> None:
         "text.ckpt": b"this is no checkpoint",
         "broken.yaml": b"model:\n  network: {num_layers: 1\n",
         "list.yaml": b"- model\n",
+        "path.yaml": b"data: {val: val}\n",
         "typo.yaml": b"model:\n  network: {dropuot: 0.3}\n",
     }
     for name, content in texts.items():
@@ -107,6 +108,16 @@ CASES = {
         is_rare=True,
     ),
     "one side missing": Case(f"{FIT} --data.train.path lonely", ("lonely.en", "lonely.de"), is_rare=True),
+    "one file instead of the prefix": Case(
+        f"{FIT} --data.train.path ./train.en", ("./train.en", "its ending: ./train")
+    ),
+    "a packed file instead of the prefix": Case(f"{FIT} --data.train.path cut.en.gz", ("cut.en.gz", "ending: cut")),
+    "path instead of a corpus": Case(
+        f"{FIT} --data.train data/train", ("train: expected a corpus", "train: {path: data/train, src: en, tgt: de}")
+    ),
+    "path instead of a corpus, in YAML": Case(
+        f"{FIT} --config path.yaml", ("val: expected a corpus", "val: {path: val, src: en, tgt: de}")
+    ),
     "unequal lengths": Case(f"{FIT} --data.train.path unequal", ("unequal.en", "5 lines", "unequal.de", "4 lines")),
     "unequal validation": Case(
         f"{FIT} --data.val.path unequal", ("unequal.en", "5 lines", "unequal.de", "4 lines"), is_rare=True
@@ -185,7 +196,11 @@ CASES = {
         "fit --config tiny.yaml --ckpt_path last --data.max_tokens 64", ("max_tokens was 128 and is 64",), is_rare=True
     ),
     "resume nothing": Case(f"{FIT} --ckpt_path last", ("bad",)),
+    "configuration for a run": Case("translate run/config.yaml a", ("name the folder of its run, run, instead",)),
+    "configuration for a checkpoint": Case("translate tiny.yaml a", ("name the folder of its run instead",)),
     # values
+    "no GPU": Case(f"{FIT} --trainer.accelerator gpu", ("torch sees no GPU here", "one_gpu.yaml", "ddp.yaml")),
+    "no CUDA": Case(f"{FIT} --trainer.accelerator cuda", ("torch sees no GPU here",), is_rare=True),
     "heads that do not divide": Case(f"{FIT} --model.network.num_heads 3", ("d_model=16", "num_heads=3")),
     "odd width": Case(f"{FIT} --model.network.d_model 15", ("d_model", "15"), is_rare=True),
     "no layers": Case(f"{FIT} --model.network.num_layers 0", ("num_layers", "0"), is_rare=True),
@@ -221,6 +236,11 @@ CASES = {
     "missing YAML": Case("fit --config no.yaml", ("no.yaml",)),
     "broken YAML": Case(f"{FIT} --config broken.yaml", ("broken.yaml", "line 3", "YAML")),
     "YAML that is a list": Case(f"{FIT} --config list.yaml", ("list.yaml",), is_rare=True),
+    "configuration without its option": Case("fit tiny.yaml", ("tiny.yaml. Did you mean --config tiny.yaml?",)),
+    "run without its option": Case("test run", ("Did you mean --config run/config.yaml?",)),
+    "two configurations behind one option": Case(
+        f"{FIT} typo.yaml", ("Did you mean --config typo.yaml?", "Each configuration has --config before it")
+    ),
     "no configuration": Case("fit --trainer.default_root_dir bad", ("fit", "data.train"), is_rare=True),
 }
 
@@ -320,6 +340,38 @@ def test_a_misspelt_key_names_the_nearest_right_one(
     assert finished.status == 2
     assert finished.err.endswith(f"Did you mean '{right}'?\n")
     assert finished.err.count("\n") == 1
+
+
+STRAY = {
+    "model: {optimizer: {class_path: torch.optim.AdamW, lr: 0.1, eps: 1.0e-6}}": ("model.optimizer", "lr, eps"),
+    "model: {network: {class_path: lit_transformer.Transformer, d_model: 16}}": ("model.network", "d_model"),
+    "trainer: {callbacks: [{class_path: lit_transformer.InverseSqrtWarmup, warmup_steps: 3}]}": (
+        "trainer.callbacks[0]",
+        "warmup_steps",
+    ),
+    "data: {class_path: lit_transformer.TranslationDataModule, vocab_size: 300}": ("data", "vocab_size"),
+    "data: {train: {class_path: lit_transformer.ParallelCorpus, path: train}}": ("data.train", "path"),
+    "data: {train: [{path: train}, {class_path: lit_transformer.TeachingCorpus, split: train}]}": (
+        "data.train[1]",
+        "split",
+    ),
+    "data: {init_args: {vocab_size: 300}, max_tokens: 128}": ("data", "max_tokens"),
+}
+
+
+@pytest.mark.parametrize("wrong", STRAY)
+def test_arguments_beside_a_class_path_are_named(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text(wrong)
+    place, names = STRAY[wrong]
+    finished = lit("fit", "--config", tmp_path / "wrong.yaml")
+    check_sentence(finished, (f"wrong.yaml has {names} beside the ", f" of {place}: ", "stand under init_args"))
+
+
+def test_an_option_with_arguments_beside_a_class_path_is_told_too(project: Path) -> None:
+    given = "{class_path: torch.optim.AdamW, lr: 0.1}"
+    finished = lit("fit", "--config", project / "tiny.yaml", "--model.optimizer", given)
+    check_sentence(finished, ("'class_path' is not accepted. Arguments of a class stand under init_args",))
+    assert "Did you mean" not in finished.err
 
 
 def test_a_hub_out_of_reach_gives_one_sentence(project: Path) -> None:

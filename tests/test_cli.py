@@ -308,12 +308,38 @@ def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
             assert f"--{key}.{name} " in page or (key == "model.network" and name.endswith("vocab_size")), (key, name)
     for key in ("warmup.warmup_steps", "bleu.beam_size", "averaging.num_checkpoints", "writer.output_path"):
         assert f"--{key} " in page
-    for key in ("checkpoint.every_n_train_steps", "trainer.max_steps", "ckpt_path", "overwrite", "config"):
+    for key in ("checkpoint.every_n_train_steps", "trainer.max_steps", "ckpt_path", "config"):
         assert f"--{key} " in page
+    for key in ("overwrite", "init_from"):
+        assert (f"--{key} " in page) == (command == "fit")
     assert "examples:" in page
     assert "known subclasses" not in page
     paragraphs = page.split("\n  --")
     assert max(paragraph.count("\n") for paragraph in paragraphs) < 16
+
+
+def test_the_help_of_predict_offers_nothing_without_an_effect() -> None:
+    page = succeed("predict", "--help").out
+    for key in ("return_predictions", "overwrite", "init_from"):
+        assert key not in page
+
+
+def test_configurations_come_with_the_package(project: Path) -> None:
+    for given in (["--config", "configs/trainer/bf16.yaml"], ["--config=./configs/trainer/bf16.yaml"]):
+        finished = succeed("fit", *given, "--print_config")
+        assert yaml.safe_load(finished.out)["trainer"]["precision"] == "bf16-mixed"
+        told = "there is no configs/trainer/bf16.yaml here: taking the one that comes with lit-transformer, /"
+        assert finished.err.startswith(told)
+        assert finished.err.endswith("configs/trainer/bf16.yaml\n")
+    (project / "configs" / "trainer").mkdir(parents=True)
+    (project / "configs" / "trainer" / "bf16.yaml").write_text("trainer: {precision: 64-true}")
+    finished = succeed("fit", *given, "--print_config")  # what the user has there wins
+    assert yaml.safe_load(finished.out)["trainer"]["precision"] == "64-true"
+    assert not finished.err
+    for name in ("configs/none.yaml", "other/configs/tiny.yaml"):
+        refused = lit("fit", "--config", name)
+        assert (refused.status, refused.err.count("\n")) == (2, 1), refused.err
+        assert "File does not exist" in refused.err
 
 
 def test_the_first_page_lists_every_command() -> None:

@@ -68,6 +68,15 @@ def test_sentences_of_the_command_line(tiny_run: Path) -> None:
     assert translate(tiny_run, "one cat", "", "two").out == "eins Katze\n\nzwei\n"
 
 
+def test_a_file_among_the_sentences_is_told(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two").write_text("three\n")
+    finished = translate(tiny_run, "one cat", "two")
+    assert finished.out == "eins Katze\nzwei\n"
+    told = "two is taken as a text, and there is a file of this name: its lines are translated by --input two\n"
+    assert finished.err == told
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

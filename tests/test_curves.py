@@ -123,6 +123,25 @@ def test_bad_input_is_one_sentence(tmp_path: Path, content: str | None, words: s
     assert not (tmp_path / "curves.png").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval")
+def test_a_run_too_short_for_its_log_is_told(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "train", sentences(60, 1))
+    write_pairs(tmp_path / "val", sentences(6, 2))
+    (tmp_path / "run.yaml").write_text(CONFIG.format(folder=tmp_path), encoding="utf-8")
+    rare = ("--trainer.max_steps", 1, "--trainer.log_every_n_steps", 50)
+    fitted = lit("fit", "--config", tmp_path / "run.yaml", *rare)
+    assert fitted.status == 0, fitted.err
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.csv").write_text("epoch,step,train/loss\n")
+    for run in ("run", "empty"):
+        finished = lit("curves", tmp_path / run)
+        assert finished.status == 1
+        told = f"{tmp_path / run} has a log that holds no figures of a training: nothing was logged yet, likely because"
+        assert told in finished.err
+        assert "trainer.log_every_n_steps" in finished.err
+        assert finished.err.count("\n") == 1
+
+
 def test_two_runs_are_not_one(run: Path, tmp_path: Path) -> None:
     write_log(tmp_path / "other", 0, [{"step": 0, "train/loss": 1.0}])
     write_log(run, 7, [{"step": 0, "train/loss": 1.0}])  # a further start of the same

@@ -5,6 +5,7 @@ import logging
 import sys
 import unicodedata
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from lit_transformer import fonts, plotting
 from lit_transformer.attention_page import attention_grids, attention_page
 from lit_transformer.bidi import pointing
+from lit_transformer.interfaces import InputError
 from lit_transformer.nn.embedding import LearnedPositions
 from lit_transformer.nn.transformer import Transformer
 
@@ -181,6 +183,14 @@ def test_endings_are_known_in_capitals_too(tmp_path):
         paths = plotting.draw_attention(_maps(), SRC, TGT, tmp_path / name)
         assert paths[0].name == written
         assert len(paths) == 4, "pictures of that kind alone"
+
+
+def test_only_letters_behind_a_dot_are_an_ending():
+    for name in ("cats.jpg", "cats.v2.JPEG", "cats.tiff"):
+        with pytest.raises(InputError, match=f"^{name} cannot be written: pictures are .png, .pdf, .svg, the page is"):
+            plotting.split_ending(name)
+    for name in ("cats.v2", "cats.2", "step=3.5", "cats.en-de", "a.jpg/cats"):
+        assert plotting.split_ending(name) == (Path(name), "", ".png")
 
 
 def test_the_packaged_font_is_enough_and_stays_unimported(monkeypatch, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_another_run_is_not_overwritten(in_small: Path) -> None:
         assert finished.status == 1
         assert "base holds a run that is no quickstart, which would be lost: name another --output" in finished.err
         assert kept.exists()
+
+
+def test_the_extra_of_its_last_step_is_asked_for_first(in_small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    finished = lit("quickstart", "--max_steps", "1", "--output", "here")
+    assert finished.status == 1
+    assert finished.err.endswith('pip install "lit-transformer[plot]"\n')
+    assert finished.err.count("\n") == 1
+    assert not Path("here").exists()
 
 
 @pytest.mark.parametrize("wrong", ["--max_step", "--ouput"])

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from lit_transformer.data.filters import BadRowError, PairFilter, plain_attributes
 from lit_transformer.data.network import is_address, persistent
-from lit_transformer.data.tables import DatasetRows
+from lit_transformer.data.tables import DatasetRows, ending_of_table
 from lit_transformer.data.textfiles import (
+    COMPRESSED,
     CorpusError,
     FilePair,
     Row,
@@ -60,7 +61,8 @@ class ParallelCorpus:
     - a parquet, JSON lines, CSV or TSV file, or a pattern such as ``data/*.parquet``: ``src`` and ``tgt`` are column
       names, or languages inside a ``translation`` column.
     - a folder: text files ``<split>.<src>`` in it, else whatever ``datasets`` finds there.
-    - anything else: a dataset of the Hugging Face Hub, ``owner/name`` or ``owner/name@revision``.
+    - anything else without the ending of a table: a dataset of the Hugging Face Hub, ``owner/name`` or
+      ``owner/name@revision``.
 
     ``~`` and ``$VARIABLES`` in paths are replaced. Iterating gives every pair as raw text, in order.
 
@@ -296,15 +298,25 @@ class ParallelCorpus:
 
     def _table(self, path: str) -> DatasetRows:
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
+            self._check_prefix(path)
             columns = [self.src] if self.tgt is None else [self.src, self.tgt]
             return DatasetRows.from_files(path, self.split, columns)
         if os.path.isdir(path):
             return DatasetRows(path, self.name, self.split)
+        if ending_of_table(path) is not None:
+            raise CorpusError(f"there is no file {path}" + ("" if os.path.isabs(path) else f" in {os.getcwd()}"))
         endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)
         not_found = f"no {endings} (plain or compressed), no file or folder {path}"
         if _HUB_NAME.fullmatch(path):
             return DatasetRows(path, self.name, self.split, not_found=not_found)
         raise CorpusError(f"there is {not_found}, and this cannot be the name of a Hub dataset")
+
+    def _check_prefix(self, path: str) -> None:
+        """Refuses one of two aligned files, whose common beginning is the path."""
+        stem, ending = os.path.splitext(next((path.removesuffix(e) for e in COMPRESSED if path.endswith(e)), path))
+        if ending_of_table(path) is None and ending[1:] in (self.src, self.tgt) and os.path.isfile(path):
+            find_aligned(stem, self.src, self.tgt)
+            raise CorpusError(f"{path} is text of aligned lines, whose path is given without its ending: {stem}")
 
     def _tagged(self, pair: SentencePair) -> SentencePair:
         is_bare = self.src_tag is None or not pair.src.strip()  # a tag would make a sentence of nothing

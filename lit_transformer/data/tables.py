@@ -224,7 +224,7 @@ def _marked(cell: str) -> str:
 
 def _kind(file: str) -> tuple[str, dict[str, Any]]:
     """How `datasets` reads a table: the name of the builder and its options."""
-    ending = _ending(file)
+    ending = ending_of_table(file)
     if ending is None:
         raise CorpusError(
             f"cannot tell what {file} is: expected an ending among {', '.join(_BUILDERS)}, or for line-aligned text "
@@ -233,7 +233,7 @@ def _kind(file: str) -> tuple[str, dict[str, Any]]:
     return _BUILDERS[ending]
 
 
-def _ending(path: str) -> str | None:
+def ending_of_table(path: str) -> str | None:
     """The ending that tells how a table is stored, whatever it is packed into; None if there is none."""
     endings = re.findall(r"\.\w+", os.path.basename(path))
     return next((ending for ending in reversed(endings) if ending in _BUILDERS), None)
@@ -252,7 +252,7 @@ def _total(files: list[str]) -> int | None:
 
 
 def _rows_of(file: str) -> int | None:
-    ending = _ending(file)
+    ending = ending_of_table(file)
     if ending == ".parquet":
         return _parquet_rows(file)
     if ending == ".json":
