@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -27,7 +27,6 @@ from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, Trans
 from lit_transformer.callbacks.averaging import by_step
 from lit_transformer.callbacks.moving_average import require_whole_weights
 from lit_transformer.callbacks.progress import TrainingProgress
-from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
@@ -45,11 +44,11 @@ from lit_transformer.distillation import DistilledTransformer
 from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
-from lit_transformer.model_files import WEIGHTS_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
+from lit_transformer.run_folder import RunConfig, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -59,30 +58,6 @@ _LESS_MEMORY = (
 )
 _LESS_MEMORY_OF_SEARCH = "lower data.eval_max_tokens or bleu.beam_size"
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
-
-
-class RunConfig(SaveConfigCallback):
-    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: text that cannot be read should leave no files."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Writes the file, once; scoring a run leaves it as it is."""
-        if trainer.is_global_zero and not self.already_saved:
-            self.save_config(trainer, pl_module, "fit")
-        self.already_saved = True
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes all but what belongs to this one start: whether it resumed, and whether it overwrote.
-
-        The weights that it began with stay: whoever starts the same run again begins with them too.
-        """
-        root = Path(trainer.default_root_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config.ckpt_path, config.overwrite = None, False
-        self.parser.save(config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class TranslationCLI(LightningCLI):
@@ -277,8 +252,10 @@ class TranslationCLI(LightningCLI):
             is_kept = (self._root / "tokenizer.json").exists() or config.data.init_args.get("tokenizer_path")
             if stored and not is_kept and self.trainer.local_rank == 0:  # goes on in another folder
                 self._keep_tokenizer(self.datamodule.tokenizer)
-        self._meet_teachers(config)
-        self._make_room(config)
+        folder = RunFolder(self._root, self._checkpoints)
+        self._meet_teachers(config, folder)
+        if folder.require_room(config) and self.trainer.is_global_zero:
+            folder.clear()
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._keep_tokenizer(self._beginning.tokenizer)
 
@@ -315,57 +292,14 @@ class TranslationCLI(LightningCLI):
             message = "no validation comes before the last step, %d: set trainer.val_check_interval to at most %d"
             logger.info(message, self.trainer.max_steps, self.trainer.max_steps * parts)
 
-    def _meet_teachers(self, config: Any) -> None:
+    def _meet_teachers(self, config: Any, folder: RunFolder) -> None:
         """Reads the teachers of a student before an earlier run is deleted, and refuses to delete them."""
         if not isinstance(self.model, DistilledTransformer):
             return
-        root = self._root.resolve()
-        inside = [one for one in self.model.teachers if Path(one).expanduser().resolve().is_relative_to(root)]
-        if inside and not config.ckpt_path:
-            raise InputError(
-                f"the teacher {inside[0]} lies in the folder of this run, {self._root}: choose another "
-                "--trainer.default_root_dir"
-            )
+        if not config.ckpt_path:
+            folder.check_teachers(self.model.teachers)
         self.model.check_memory(self.datamodule)
         self.model.read_teachers()
-
-    def _make_room(self, config: Any) -> None:
-        """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
-        folder = self._checkpoints
-        if not config.ckpt_path and (self._root / WEIGHTS_FILE).is_file():
-            raise InputError(
-                f"{self._root} is the folder of a model, not of a run: choose another --trainer.default_root_dir"
-            )
-        if config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
-            return
-        if config.ckpt_path and Path(config.ckpt_path).resolve().parent == folder.resolve():
-            self._check_branch(Path(config.ckpt_path), folder)
-            return
-        if not config.overwrite:
-            other = " of another run" if config.ckpt_path else ""
-            raise InputError(
-                f"{folder} already holds checkpoints{other}: continue that run with --ckpt_path last, start it anew "
-                "with --overwrite true, or choose another --trainer.default_root_dir"
-            )
-        if not self.trainer.is_global_zero:
-            return
-        for path in folder.glob("*.ckpt"):  # some strategies write folders
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
-        scored, predicted = (self._in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"])) for key in ("bleu", "writer"))
-        for path in (*ScoreFiles.beside(scored), predicted):  # of the earlier network
-            path.unlink(missing_ok=True)
-
-    def _check_branch(self, given: Path, folder: Path) -> None:
-        """Refuses to go on from a checkpoint that is not the last: names and means would mix what came of it."""
-        steps = {one.path.resolve(): one.step for one in checkpoints_in(folder) if not one.is_average}
-        later = max(steps.values(), default=0)
-        if later > steps.get(given.resolve(), later):
-            raise InputError(
-                f"{folder} also holds checkpoints of later steps, up to {later}, which would be mixed with those that "
-                f"follow {given.name}: give this run a folder of its own with --trainer.default_root_dir, or move the "
-                "later ones away"
-            )
 
     def before_validate(self) -> None:
         """Looks at the text first."""

@@ -294,6 +294,26 @@ def test_overwrite_starts_anew_and_is_not_remembered(project: Path, journey: Jou
     assert "--overwrite" in again.err
 
 
+@pytest.mark.parametrize("given", ["run", f"run/checkpoints/{LAST}"])
+def test_a_run_does_not_delete_what_it_begins_with(project: Path, journey: Journey, given: str) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    for overwrite in ("true", "false"):
+        refused = lit("fit", "--config", "tiny.yaml", "--init_from", given, "--overwrite", overwrite)
+        assert refused.status == 1
+        assert f"--init_from {given} is part of the earlier run in run, whose place the new one would" in refused.err
+        assert (project / "run" / "checkpoints" / LAST).exists()
+
+
+def test_a_run_does_not_delete_its_teacher_among_checkpoints_elsewhere(project: Path, journey: Journey) -> None:
+    shutil.copytree(journey.checkpoints, project / "weights")
+    student = ("--model", "lit_transformer.DistilledTransformer", "--model.teachers", f"[weights/{LAST}]")
+    where = ("--checkpoint.dirpath", "weights", "--overwrite", "true")
+    refused = lit("fit", "--config", "tiny.yaml", *student, *where)
+    assert refused.status == 1
+    assert f"the teacher weights/{LAST} lies where this run keeps its checkpoints, in" in refused.err
+    assert (project / "weights" / LAST).exists()
+
+
 def test_a_quick_check_of_the_machinery_leaves_no_checkpoints(project: Path) -> None:
     succeed("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
     assert not list(project.rglob("*.ckpt"))
