@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,18 @@ class RunFolder:
                 "or move the later ones away"
             )
 
-    def clear(self) -> None:
-        """Deletes checkpoints, logs, scores and predictions of the earlier run."""
+    def clear(self, new_logs: Iterable[str | Path]) -> None:
+        """Deletes checkpoints, logs, scores and predictions of the earlier run.
+
+        Args:
+            new_logs: Folders of the run that is beginning, which stay.
+        """
         for path in self.checkpoints.glob("*.ckpt"):  # some strategies write folders
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(self.root / "logs", ignore_errors=True)  # or curves would draw two runs as one
+        new = [Path(folder).resolve() for folder in new_logs]
+        for path in (self.root / "logs").glob("*"):  # or curves would draw two runs as one
+            if not any(folder.is_relative_to(path.resolve()) for folder in new):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         scored, predicted = (
             Path(str(CALLBACK_DEFAULTS[f"{key}.output_path"]).replace("{run}", str(self.root)))
             for key in ("bleu", "writer")
@@ -116,14 +123,25 @@ class RunFolder:
 
 
 class RunConfig(SaveConfigCallback):
-    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on."""
+    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on.
+
+    Attributes:
+        earlier: The run that this one takes the place of, deleted at the same moment; None if there is none.
+    """
+
+    earlier: RunFolder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Nothing yet: text that cannot be read should leave no files."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Writes the file, once; scoring a run leaves it as it is."""
+        """Writes the file, once; scoring a run leaves it as it is.
+
+        Only now has the run passed all checks of its beginning, so that an earlier one may go.
+        """
         if trainer.is_global_zero and not self.already_saved:
+            if self.earlier is not None:
+                self.earlier.clear([logger.log_dir for logger in trainer.loggers if logger.log_dir is not None])
             self.save_config(trainer, pl_module, "fit")
         self.already_saved = True
 

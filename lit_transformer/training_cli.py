@@ -254,8 +254,10 @@ class TranslationCLI(LightningCLI):
                 self._keep_tokenizer(self.datamodule.tokenizer)
         folder = RunFolder(self._root, self._checkpoints)
         self._meet_teachers(config, folder)
-        if folder.require_room(config) and self.trainer.is_global_zero:
-            folder.clear()
+        if folder.require_room(config):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunConfig):
+                    callback.earlier = folder
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._keep_tokenizer(self._beginning.tokenizer)
 
@@ -337,7 +339,7 @@ class TranslationCLI(LightningCLI):
         try:
             with sparing_memory(_LESS_MEMORY if subcommand == "fit" else _LESS_MEMORY_OF_SEARCH):
                 super()._run_subcommand(subcommand)
-        except InputError:
+        except (InputError, MisconfigurationException):
             log = self.trainer.logger
             if isinstance(log, CSVLogger) and self.trainer.is_global_zero and not list(Path(log.log_dir).glob("*.csv")):
                 shutil.rmtree(log.log_dir, ignore_errors=True)

@@ -288,10 +288,23 @@ def test_overwrite_starts_anew_and_is_not_remembered(project: Path, journey: Jou
     shutil.copytree(journey.folder / "run", project / "run")
     succeed("fit", *options, "--overwrite", "true")
     assert [path.name for path in (project / "run" / "checkpoints").iterdir()] == [NEXT_TO_LAST]
+    assert len(log_rows(*(project / "run" / "logs").iterdir())) < len(
+        log_rows(*(journey.folder / "run/logs").iterdir())
+    )
     assert read_config(project / "run" / "config.yaml")["overwrite"] is False
     again = lit("fit", "--config", "run/config.yaml")
     assert again.status == 1
     assert "--overwrite" in again.err
+
+
+def test_a_run_that_cannot_begin_deletes_nothing(project: Path, journey: Journey) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    before = {path for path in (project / "run").rglob("*") if path.is_file()}
+    endless = ("--warmup.cooldown_steps", "3", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1")
+    refused = lit("fit", "--config", "tiny.yaml", *endless, "--overwrite", "true")
+    assert refused.status == 1
+    assert "cooldown_steps=3 counts back from the last step" in refused.err
+    assert {path for path in (project / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("given", ["run", f"run/checkpoints/{LAST}"])
