@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
-from lit_transformer.class_paths import import_class
+from lit_transformer.class_paths import class_path_of, import_class
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
 from lit_transformer.model_files import TOKENIZER_FILE, folder_of_run, holds_model, local_folder
@@ -65,13 +66,25 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
 
 def _folder_of_checkpoints(config: Any) -> Path | None:
     """Where the run keeps its checkpoints, if not in its own folder: by the first callback that writes them."""
-    listed = config.trainer.callbacks or []
-    for callback in listed if isinstance(listed, list) else [listed]:
-        module, _, name = callback["class_path"].rpartition(".")  # parsed, so it is there, perhaps in a script
-        if issubclass(getattr(importlib.import_module(module), name), ModelCheckpoint):  # in place of ours
+    for callback, kind in _listed_callbacks(config):
+        if issubclass(kind, ModelCheckpoint):  # in place of ours
             dirpath = (callback.get("init_args") or {}).get("dirpath")
             return Path(dirpath).expanduser() if dirpath else None
     return Path(config.checkpoint.dirpath).expanduser() if config.checkpoint.dirpath else None
+
+
+def _listed_callbacks(config: Any) -> Iterator[tuple[Any, type]]:
+    """What ``trainer.callbacks`` says of each callback, and its class."""
+    listed = config.trainer.callbacks or []
+    for callback in listed if isinstance(listed, list) else [listed]:
+        yield callback, _class_of(callback)
+
+
+def _class_of(parsed: Any) -> type:
+    """The class of a part of a configuration; it has been parsed, so the class is there, perhaps in a script."""
+    module, _, name = parsed["class_path"].rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _begin(config: Any, init_from: str, root: Path) -> Beginning:
@@ -156,11 +169,17 @@ def _load(config: Any, path: Path) -> None:
 def _resume(config: Any, path: Path) -> None:
     """Resumed training keeps to the configuration and refuses a checkpoint of another network."""
     content = read_checkpoint(path)
-    stored = _stored_network(content, path)["init_args"]
+    spec = _stored_network(content, path)
     if "optimizer_states" not in content:
         raise CheckpointError(f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote")
     network = config.model.init_args.get("network")
-    given = network.init_args.as_dict() if network else {}
+    if network and spec["class_path"] not in (network.class_path, class_path_of(_class_of(network))):
+        raise CheckpointError(
+            f"{path} holds a network of the class {spec['class_path']}, but the configuration says "
+            f"{network.class_path}; continue with the configuration that the run was started with (config.yaml in its "
+            "folder)"
+        )
+    given, stored = network.init_args.as_dict() if network else {}, spec["init_args"]
     for name in given.keys() & stored.keys():
         if given[name] != stored[name]:
             raise CheckpointError(

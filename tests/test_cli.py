@@ -587,6 +587,34 @@ def test_a_run_does_not_branch_among_its_own_checkpoints(project: Path, journey:
     assert [path.name for path in (project / "other" / "checkpoints").iterdir()] == [LAST]
 
 
+OWN_NETWORK = """
+from lit_transformer import Transformer
+
+class SharpTransformer(Transformer):
+    def forward(self, src, tgt_input):
+        return 3 * super().forward(src, tgt_input)
+"""
+
+
+def test_training_goes_on_with_a_network_of_the_same_class(project: Path, journey: Journey) -> None:
+    (project / "own_network.py").write_text(OWN_NETWORK)
+    shutil.copytree(journey.folder / "run", project / "run")
+    path = project / "run" / "checkpoints" / LAST
+    options = ("--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "10")
+    refused = lit("fit", *options, "--model.network", "own_network.SharpTransformer")
+    assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+    assert (
+        "holds a network of the class lit_transformer.nn.transformer.Transformer, but the configuration" in refused.err
+    )
+    assert "says own_network.SharpTransformer; continue with the configuration" in refused.err
+    content = load(path)
+    content["hyper_parameters"]["network"]["class_path"] = "own_network.SharpTransformer"
+    torch.save(content, path)
+    refused = lit("fit", *options)
+    assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+    assert "holds a network of the class own_network.SharpTransformer, but the configuration says" in refused.err
+
+
 def test_the_best_checkpoint_is_found(project: Path) -> None:
     monitored = ("--checkpoint.monitor", "val/loss", "--checkpoint.save_top_k", "1", "--bleu.every_n_validations", "0")
     succeed("fit", "--config", "tiny.yaml", *monitored, "--model.optimizer.init_args.lr", "0.3")
