@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
 from lit_transformer.class_paths import class_path_of, import_class
@@ -186,8 +186,21 @@ def _resume(config: Any, path: Path) -> None:
                 f"{path} holds a network with {name}={stored[name]}, but the configuration says {given[name]}; "
                 "continue with the configuration that the run was started with (config.yaml in its folder)"
             )
+    _check_average(config, content, path)
     _check_optimizer(config.model.init_args.get("optimizer"), content["hyper_parameters"].get("optimizer"), path)
     config.ckpt_path = str(path)
+
+
+def _check_average(config: Any, content: dict[str, Any], path: Path) -> None:
+    """The weights of a checkpoint may be an average, which the state of its optimizer does not belong to."""
+    if "current_model_state" in content and not any(
+        issubclass(kind, WeightAveraging) for _, kind in _listed_callbacks(config)
+    ):
+        raise CheckpointError(
+            f"{path} holds a moving average, and apart from it the weights in training, which only the callback that "
+            "averages them goes on with: list it under trainer.callbacks again (lit_transformer.MovingAverage), or "
+            f"begin anew with the average by --init_from {path}"
+        )
 
 
 def _check_optimizer(now: Any, stored: Any, path: Path) -> None:
