@@ -23,9 +23,10 @@ def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
         given: The command line.
 
     Raises:
-        InputError: If one part of several corpora is to be changed, or the folder of the run is not where its
-            ``config.yaml`` lies.
+        InputError: If one part of several corpora is to be changed, the folder of the run is not where its
+            ``config.yaml`` lies, or a number is out of its range.
     """
+    _check_numbers(config)
     names = [option.partition("=")[0].removeprefix("--") for option in given if option.startswith("--")]
     _check_corpora(config, names)
     if subcommand != "fit" and config.get("init_from") is not None:
@@ -36,6 +37,17 @@ def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
         config.init_from = None  # what the run began with
     if subcommand != "fit" or config.get("ckpt_path") in ("last", "best"):
         _check_folder(config, names, configuration_files(given))
+
+
+def _check_numbers(config: Any) -> None:
+    """What Lightning would only find out by a division or in the random generators."""
+    for name in ("accumulate_grad_batches", "val_check_interval"):
+        number = config.trainer.get(name)
+        if isinstance(number, (int, float)) and number <= 0:
+            raise InputError(f"trainer.{name} must be above 0, got {number}")
+    seed = config.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything must be at least 0 and below 2^32, got {seed}")
 
 
 def _check_corpora(config: Any, names: Sequence[str]) -> None:

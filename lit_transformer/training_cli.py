@@ -146,6 +146,8 @@ class TranslationCLI(LightningCLI):
             raise
         except (ValueError, MisconfigurationException) as error:
             raise InputError(plain_message(str(error))) from error
+        if self.subcommand == "fit" and isinstance(self.model, LitTransformer):
+            self._try_optimizer(self.model)
         if self._beginning is not None:
             self.model.network.load_state_dict(self._beginning.network.state_dict())
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -154,6 +156,15 @@ class TranslationCLI(LightningCLI):
         if self.subcommand == "predict" and isinstance(self.model, LitTransformer) and not self.model.has_own_search:
             self.model.search = self._widened(self._scored_search())
         check_room(self.model.network, self.datamodule)
+
+    def _try_optimizer(self, model: LitTransformer) -> None:
+        """Makes the optimizer once, since Lightning would only find out within the training what it refuses."""
+        try:
+            model.optimizer(model.parameters())
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"model.optimizer cannot be made: {plain_message(str(error))}") from error
 
     def _scored_search(self) -> Search:
         """The search whose translations ``test`` scores, so that ``predict`` writes the same ones."""

@@ -189,6 +189,23 @@ CASES = {
     "heads that do not divide": Case(f"{FIT} --model.network.num_heads 3", ("d_model=16", "num_heads=3")),
     "odd width": Case(f"{FIT} --model.network.d_model 15", ("d_model", "15"), is_rare=True),
     "no layers": Case(f"{FIT} --model.network.num_layers 0", ("num_layers", "0"), is_rare=True),
+    "no inner features": Case(f"{FIT} --model.network.d_ff 0", ("d_ff must be at least 1, got 0",), is_rare=True),
+    "learning rate out of range": Case(
+        f"{FIT} --model.optimizer.lr -1", ("model.optimizer cannot be made", "learning rate: -1.0")
+    ),
+    "betas out of range": Case(f"{FIT} --model.optimizer.betas [0.9,1.5]", ("beta", "1.5"), is_rare=True),
+    "momentum out of range": Case(
+        f"{FIT} --model.optimizer lit_transformer.MuonAdam --model.optimizer.momentum 1",
+        ("momentum must be at least 0 and below 1",),
+        is_rare=True,
+    ),
+    "seed out of range": Case(f"{FIT} --seed_everything -1", ("seed_everything must be at least 0", "-1")),
+    "no batches to a step": Case(
+        f"{FIT} --trainer.accumulate_grad_batches 0", ("trainer.accumulate_grad_batches must be above 0, got 0",)
+    ),
+    "no batches between validations": Case(
+        f"{FIT} --trainer.val_check_interval 0", ("trainer.val_check_interval must be above 0, got 0",), is_rare=True
+    ),
     "smoothing out of range": Case(f"{FIT} --model.label_smoothing 1.5", ("label_smoothing", "1.5")),
     "warm-up out of range": Case(f"{FIT} --warmup.warmup_steps 0", ("warmup_steps", "0"), is_rare=True),
     "beam out of range": Case(f"{FIT} --bleu.beam_size 0", ("beam_size", "0"), is_rare=True),
