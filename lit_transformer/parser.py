@@ -188,11 +188,12 @@ def check_yaml(arguments: Sequence[str]) -> None:
     """Names the configuration file and the line if one is not YAML; the parser would only quote the problem.
 
     Raises:
-        InputError: If a file that ``--config`` names is not YAML.
+        InputError: If a file that ``--config`` names is not YAML, or has a key twice in one block.
     """
     for path in configuration_files(arguments):
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise InputError(f"{path}{line} is not YAML: {error.problem}; check indentation and brackets") from error
@@ -200,6 +201,26 @@ def check_yaml(arguments: Sequence[str]) -> None:
             raise InputError(f"{path} is not a YAML file in UTF-8") from error
         if not isinstance(content, dict):
             raise InputError(f"{path} holds no configuration: expected keys such as model: and data: at its left edge")
+        _check_keys(yaml.compose(text, yaml.SafeLoader), path)
+
+
+def _check_keys(node: Any, path: Path, above: str = "") -> None:
+    """Refuses a key that comes twice in one block, of which YAML would silently drop the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check_keys(part, path, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines and key.value != "<<":  # which takes other blocks in
+            raise InputError(
+                f"{path} has the key {above}{key.value} twice, in lines {lines[key.value]} and {line}: the second "
+                "would replace the first, so make them one"
+            )
+        lines[key.value] = line
+        _check_keys(value, path, f"{above}{key.value}.")
 
 
 def _best(reasons: str) -> str:

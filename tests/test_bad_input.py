@@ -69,6 +69,8 @@ def write_bad_files(folder: Path) -> None:
         "text.ckpt": b"this is no checkpoint",
         "broken.yaml": b"model:\n  network: {num_layers: 1\n",
         "list.yaml": b"- model\n",
+        "twice.yaml": b"data: {vocab_size: 300}\ntrainer:\n  max_steps: 3\ndata:\n  max_tokens: 128\n",
+        "inside.yaml": b"trainer:\n  callbacks:\n  - class_path: Mine\n    init_args: {mode: min, mode: max}\n",
         "typo.yaml": b"model:\n  network: {dropuot: 0.3}\n",
     }
     for name, content in texts.items():
@@ -238,6 +240,12 @@ CASES = {
     "missing YAML": Case("fit --config no.yaml", ("no.yaml",)),
     "broken YAML": Case(f"{FIT} --config broken.yaml", ("broken.yaml", "line 3", "YAML")),
     "YAML that is a list": Case(f"{FIT} --config list.yaml", ("list.yaml",), is_rare=True),
+    "key that comes twice": Case(
+        f"{FIT} --config twice.yaml", ("twice.yaml has the key data twice, in lines 1 and 4",)
+    ),
+    "key that comes twice within": Case(
+        f"{FIT} --config inside.yaml", ("trainer.callbacks.init_args.mode twice, in lines 4 and 4",), is_rare=True
+    ),
     "no configuration": Case("fit --trainer.default_root_dir bad", ("fit", "data.train"), is_rare=True),
 }
 
