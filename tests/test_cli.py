@@ -222,6 +222,27 @@ def test_the_vocabulary_is_given_once(project: Path) -> None:
     assert weights["network.projection.weight"].shape == (311, 16)
 
 
+def test_a_vocabulary_given_to_the_network_is_refused(project: Path) -> None:
+    """It comes from the data, and another would be ignored."""
+    short = "model: {network: {vocab_size: 400}}"
+    long = "model: {init_args: {network: {init_args: {src_vocab_size: 400}}}}"
+    (project / "short.yaml").write_text(short)
+    (project / "long.yaml").write_text(long)
+    for options, name, size in (
+        (("--model.network.vocab_size", "400"), "vocab_size", 300),
+        (("--model.init_args.network.init_args.vocab_size=400",), "vocab_size", 300),
+        (("--config", "short.yaml"), "vocab_size", 300),
+        (("--config=long.yaml",), "src_vocab_size", None),
+    ):
+        refused = lit("fit", "--config", "tiny.yaml", *options)
+        assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+        assert f"model.network.{name}=400 would have no effect" in refused.err
+        assert f"data.{name}={size}: set data.{name} instead" in refused.err
+    agreeing = ("--config", "short.yaml", "--data.vocab_size", "400")
+    refused = lit("fit", "--config", "tiny.yaml", *agreeing, "--warmup.warmup_steps", "0")
+    assert "warmup_steps must be at least 1" in refused.err
+
+
 def test_a_listed_callback_takes_the_place_of_the_default_one(project: Path) -> None:
     content = read_config(project / "tiny.yaml")
     content["trainer"]["callbacks"] = [
