@@ -33,7 +33,7 @@ class Beginning(NamedTuple):
     tokenizer: SubwordTokenizer
 
 
-def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
+def take_weights(config: Any, subcommand: str, root: Path, kept_in: Path | None = None) -> Beginning | None:
     """Finds the weights that a subcommand is to begin with, and makes its configuration fit them.
 
     ``ckpt_path`` becomes the path of the checkpoint that Lightning is to load, or None where there is none.
@@ -42,6 +42,7 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         config: The subcommand's configuration, which is changed.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
         root: The folder of the run.
+        kept_in: The folder in which training keeps its tokenizer, if not in that of the run.
 
     Returns:
         The model whose weights are to be put in before the trainer starts, if Lightning does not load them.
@@ -57,7 +58,7 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
             _resume(config, _checkpoint(given, kept))
             return None
         init_from = config.get("init_from")
-        return None if init_from is None else _begin(config, init_from, root)
+        return None if init_from is None else _begin(config, init_from, kept_in or root)
     if given not in (None, "last", "best") and holds_model(path := local_folder(given)):
         return _score(config, given, path)
     _load(config, _checkpoint(given or "last", kept))

@@ -122,6 +122,11 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a training has left its configuration or checkpoints in a folder."""
+    return (folder / "config.yaml").is_file() or any(folder.glob("checkpoints/*.ckpt"))
+
+
 class RunConfig(SaveConfigCallback):
     """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on.
 

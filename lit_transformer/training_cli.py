@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from copy import copy
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
@@ -44,11 +46,12 @@ from lit_transformer.distillation import DistilledTransformer
 from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
+from lit_transformer.model_files import TOKENIZER_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, check_yaml, plain_message
 from lit_transformer.quiet import quieten_lightning
-from lit_transformer.run_folder import RunConfig, RunFolder
+from lit_transformer.run_folder import RunConfig, RunFolder, holds_run
 
 logger = logging.getLogger(__name__)
 
@@ -73,19 +76,20 @@ class TranslationCLI(LightningCLI):
     def __init__(self, args: Any = None) -> None:
         self._beginning: Beginning | None = None
         self._only = args[0] if isinstance(args, list) and args else None
-        super().__init__(
-            LitTransformer,
-            TranslationDataModule,
-            save_config_callback=RunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1,
-            parser_class=HelpfulParser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=args,
-            auto_configure_optimizers=False,
-        )
+        with ExitStack() as self._until_the_end:
+            super().__init__(
+                LitTransformer,
+                TranslationDataModule,
+                save_config_callback=RunConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=1,
+                parser_class=HelpfulParser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=args,
+                auto_configure_optimizers=False,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The subcommand that the command line names; parsers for the others would only cost time."""
@@ -136,7 +140,13 @@ class TranslationCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Finds the weights that the subcommand begins with."""
-        self._beginning = take_weights(self.config[self.config.subcommand], self.config.subcommand, self._root)
+        config, root = self.config[self.config.subcommand], self._root
+        if self.config.subcommand == "fit" and config.trainer.fast_dev_run and holds_run(root):
+            folder = Path(self._until_the_end.enter_context(TemporaryDirectory()))
+            if (root / TOKENIZER_FILE).is_file():
+                shutil.copy(root / TOKENIZER_FILE, folder)
+            config.trainer.default_root_dir = str(folder)  # what is tried out must not change a run
+        self._beginning = take_weights(config, self.config.subcommand, root, self._root)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; arguments that a constructor refuses are the user's to mend."""
@@ -260,7 +270,7 @@ class TranslationCLI(LightningCLI):
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_state(stored or {})
-            is_kept = (self._root / "tokenizer.json").exists() or config.data.init_args.get("tokenizer_path")
+            is_kept = (self._root / TOKENIZER_FILE).exists() or config.data.init_args.get("tokenizer_path")
             if stored and not is_kept and self.trainer.local_rank == 0:  # goes on in another folder
                 self._keep_tokenizer(self.datamodule.tokenizer)
         folder = RunFolder(self._root, self._checkpoints)
@@ -274,7 +284,7 @@ class TranslationCLI(LightningCLI):
 
     def _keep_tokenizer(self, tokenizer: SubwordTokenizer) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(self._root / "tokenizer.json")
+        tokenizer.save(self._root / TOKENIZER_FILE)
 
     def _say_how_many_train(self) -> None:
         """Lightning takes all GPUs that it finds, and the budget of a batch is that of one."""

@@ -352,6 +352,21 @@ def test_a_quick_check_of_the_machinery_leaves_no_checkpoints(project: Path) -> 
     assert not list(project.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--data.vocab_size", "290"),
+        ("--init_from", Path(lit_transformer.__file__).parent / "tour" / "model"),
+        ("--ckpt_path", "last", "--trainer.max_steps", "12"),
+    ],
+)
+def test_a_quick_check_leaves_a_run_as_it_was(project: Path, journey: Journey, options: tuple[object, ...]) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    before = {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
+    succeed("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true", *options)
+    assert {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize("command", ["fit", pytest.param("test", marks=pytest.mark.slow)])
 def test_the_help_of_training_explains_every_key_of_ours(command: str) -> None:
     page = succeed(command, "--help").out
