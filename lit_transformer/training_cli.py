@@ -33,7 +33,7 @@ from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
 from lit_transformer.data import SubwordTokenizer, TranslationDataModule
-from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
     CALLBACKS,
@@ -401,9 +401,14 @@ class TranslationCLI(LightningCLI):
             )
 
     def _search_of_scores(self) -> str:
-        """The options with which translate searches as test does, where they are not its defaults."""
-        own = getattr(self.model, "has_own_search", False)
-        scored, usual = vars(self.model.search if own else self._scored_search()), vars(BeamSearch())
+        """The options with which translate searches as test does, where they are not its defaults.
+
+        None for a search of the user's own, of which translate knows nothing.
+        """
+        search = self.model.search if getattr(self.model, "has_own_search", False) else self._scored_search()
+        if type(search) not in (BeamSearch, GreedySearch):
+            return ""
+        scored, usual = {"beam_size": 1, **vars(search)}, vars(BeamSearch())  # a greedy search has no beam_size
         other = {
             name: scored[name] for name in usual if name != "n_best" and scored.get(name, usual[name]) != usual[name]
         }

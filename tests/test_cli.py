@@ -837,6 +837,28 @@ def test_the_first_callback_that_writes_checkpoints_says_where_they_are(project:
         assert _folder_of_checkpoints(config) == folder
 
 
+OWN_SEARCH = """
+from lit_transformer import BeamSearch
+
+class OwnSearch(BeamSearch):
+    def __init__(self, beam_size: int = 2, weight: float = 0.5):
+        super().__init__(beam_size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("search", "given"),
+    [("lit_transformer.GreedySearch", " --beam_size 1 --max_extra_length 3"), ("own_search.OwnSearch", "")],
+)
+def test_the_end_of_fit_knows_the_searches_of_the_package(project: Path, search: str, given: str) -> None:
+    (project / "own_search.py").write_text(OWN_SEARCH)
+    content = read_config(project / "tiny.yaml")
+    content["model"]["search"] = {"class_path": search, "init_args": {"max_extra_length": 3} if given else {}}
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    fitted = succeed("fit", "--config", "own.yaml", "--trainer.max_steps", "1")
+    assert f"'a sentence'{given}\n" in fitted.err
+
+
 def test_settings_that_do_not_belong_together_are_told(project: Path) -> None:
     for options, words in [
         (("--warmup.cooldown_steps", "8"), "the learning rate cools down from the first step on and stays low"),
