@@ -70,10 +70,12 @@ class TranslationCLI(LightningCLI):
     place of the default one of the same kind.
 
     Args:
-        args: The command line after the program's name, or a configuration as a dict.
+        args: The command line after the program's name, or a configuration as a dict. The default is the command line
+            of this program.
     """
 
     def __init__(self, args: Any = None) -> None:
+        args = sys.argv[1:] if args is None else args
         self._beginning: Beginning | None = None
         self._only = args[0] if isinstance(args, list) and args else None
         with ExitStack() as self._until_the_end:

@@ -32,8 +32,10 @@ from lit_transformer import (
 )
 from lit_transformer.beginnings import _folder_of_checkpoints
 from lit_transformer.callbacks import average_checkpoints
+from lit_transformer.interfaces import InputError
 from lit_transformer.model_files import write_model
 from lit_transformer.parser import PLUGS
+from lit_transformer.training_cli import TranslationCLI
 
 NEXT_TO_LAST, LAST = "step=4.ckpt", "step=8.ckpt"
 PEAK = (512 * 4000) ** -0.5
@@ -857,6 +859,14 @@ def test_the_end_of_fit_knows_the_searches_of_the_package(project: Path, search:
     (project / "own.yaml").write_text(yaml.safe_dump(content))
     fitted = succeed("fit", "--config", "own.yaml", "--trainer.max_steps", "1")
     assert f"'a sentence'{given}\n" in fitted.err
+
+
+def test_without_arguments_the_command_line_is_that_of_the_program(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "tiny.yaml", "--init_from", "nowhere"])
+    with pytest.raises(InputError, match="checkpoint nowhere does not exist"):
+        TranslationCLI()
 
 
 def test_settings_that_do_not_belong_together_are_told(project: Path) -> None:
