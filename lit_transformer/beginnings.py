@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from lit_transformer.checkpoints import CheckpointError, newest_checkpoint, read_checkpoint
-from lit_transformer.class_paths import import_class
+from lit_transformer.class_paths import class_path_of, import_class
 from lit_transformer.data import SubwordTokenizer
 from lit_transformer.interfaces import InputError, TranslationNetwork
 from lit_transformer.model_files import TOKENIZER_FILE, folder_of_run, holds_model, local_folder
@@ -32,7 +33,7 @@ class Beginning(NamedTuple):
     tokenizer: SubwordTokenizer
 
 
-def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
+def take_weights(config: Any, subcommand: str, root: Path, kept_in: Path | None = None) -> Beginning | None:
     """Finds the weights that a subcommand is to begin with, and makes its configuration fit them.
 
     ``ckpt_path`` becomes the path of the checkpoint that Lightning is to load, or None where there is none.
@@ -41,6 +42,7 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
         config: The subcommand's configuration, which is changed.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
         root: The folder of the run.
+        kept_in: The folder in which training keeps its tokenizer, if not in that of the run.
 
     Returns:
         The model whose weights are to be put in before the trainer starts, if Lightning does not load them.
@@ -56,7 +58,7 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
             _resume(config, _checkpoint(given, kept))
             return None
         init_from = config.get("init_from")
-        return None if init_from is None else _begin(config, init_from, root)
+        return None if init_from is None else _begin(config, init_from, kept_in or root)
     if given not in (None, "last", "best") and holds_model(path := local_folder(given)):
         return _score(config, given, path)
     _load(config, _checkpoint(given or "last", kept))
@@ -65,13 +67,25 @@ def take_weights(config: Any, subcommand: str, root: Path) -> Beginning | None:
 
 def _folder_of_checkpoints(config: Any) -> Path | None:
     """Where the run keeps its checkpoints, if not in its own folder: by the first callback that writes them."""
-    listed = config.trainer.callbacks or []
-    for callback in listed if isinstance(listed, list) else [listed]:
-        module, _, name = callback["class_path"].rpartition(".")  # parsed, so it is there, perhaps in a script
-        if issubclass(getattr(importlib.import_module(module), name), ModelCheckpoint):  # in place of ours
+    for callback, kind in _listed_callbacks(config):
+        if issubclass(kind, ModelCheckpoint):  # in place of ours
             dirpath = (callback.get("init_args") or {}).get("dirpath")
             return Path(dirpath).expanduser() if dirpath else None
     return Path(config.checkpoint.dirpath).expanduser() if config.checkpoint.dirpath else None
+
+
+def _listed_callbacks(config: Any) -> Iterator[tuple[Any, type]]:
+    """What ``trainer.callbacks`` says of each callback, and its class."""
+    listed = config.trainer.callbacks or []
+    for callback in listed if isinstance(listed, list) else [listed]:
+        yield callback, _class_of(callback)
+
+
+def _class_of(parsed: Any) -> type:
+    """The class of a part of a configuration; it has been parsed, so the class is there, perhaps in a script."""
+    module, _, name = parsed["class_path"].rpartition(".")
+    found: type = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _begin(config: Any, init_from: str, root: Path) -> Beginning:
@@ -156,19 +170,38 @@ def _load(config: Any, path: Path) -> None:
 def _resume(config: Any, path: Path) -> None:
     """Resumed training keeps to the configuration and refuses a checkpoint of another network."""
     content = read_checkpoint(path)
-    stored = _stored_network(content, path)["init_args"]
+    spec = _stored_network(content, path)
     if "optimizer_states" not in content:
         raise CheckpointError(f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote")
     network = config.model.init_args.get("network")
-    given = network.init_args.as_dict() if network else {}
+    if network and spec["class_path"] not in (network.class_path, class_path_of(_class_of(network))):
+        raise CheckpointError(
+            f"{path} holds a network of the class {spec['class_path']}, but the configuration says "
+            f"{network.class_path}; continue with the configuration that the run was started with (config.yaml in its "
+            "folder)"
+        )
+    given, stored = network.init_args.as_dict() if network else {}, spec["init_args"]
     for name in given.keys() & stored.keys():
         if given[name] != stored[name]:
             raise CheckpointError(
                 f"{path} holds a network with {name}={stored[name]}, but the configuration says {given[name]}; "
                 "continue with the configuration that the run was started with (config.yaml in its folder)"
             )
+    _check_average(config, content, path)
     _check_optimizer(config.model.init_args.get("optimizer"), content["hyper_parameters"].get("optimizer"), path)
     config.ckpt_path = str(path)
+
+
+def _check_average(config: Any, content: dict[str, Any], path: Path) -> None:
+    """The weights of a checkpoint may be an average, which the state of its optimizer does not belong to."""
+    if "current_model_state" in content and not any(
+        issubclass(kind, WeightAveraging) for _, kind in _listed_callbacks(config)
+    ):
+        raise CheckpointError(
+            f"{path} holds a moving average, and apart from it the weights in training, which only the callback that "
+            "averages them goes on with: list it under trainer.callbacks again (lit_transformer.MovingAverage), or "
+            f"begin anew with the average by --init_from {path}"
+        )
 
 
 def _check_optimizer(now: Any, stored: Any, path: Path) -> None:

@@ -23,9 +23,12 @@ def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
         given: The command line.
 
     Raises:
-        InputError: If one part of several corpora is to be changed, or the folder of the run is not where its
-            ``config.yaml`` lies.
+        InputError: If one part of several corpora is to be changed, the folder of the run is not where its
+            ``config.yaml`` lies, a number is out of its range, or the network is given a size that only the data sets.
     """
+    _check_numbers(config)
+    if subcommand == "fit":
+        _check_vocabulary(config, given)
     names = [option.partition("=")[0].removeprefix("--") for option in given if option.startswith("--")]
     _check_corpora(config, names)
     if subcommand != "fit" and config.get("init_from") is not None:
@@ -36,6 +39,54 @@ def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
         config.init_from = None  # what the run began with
     if subcommand != "fit" or config.get("ckpt_path") in ("last", "best"):
         _check_folder(config, names, configuration_files(given))
+
+
+def _check_numbers(config: Any) -> None:
+    """What Lightning would only find out by a division or in the random generators."""
+    for name in ("accumulate_grad_batches", "val_check_interval"):
+        number = config.trainer.get(name)
+        if isinstance(number, (int, float)) and number <= 0:
+            raise InputError(f"trainer.{name} must be above 0, got {number}")
+    seed = config.get("seed_everything")
+    if isinstance(seed, int) and not 0 <= seed < 2**32:
+        raise InputError(f"seed_everything must be at least 0 and below 2^32, got {seed}")
+
+
+def _check_vocabulary(config: Any, given: Sequence[str]) -> None:
+    """The network takes its vocabulary from the data, whatever it is given, where the data has one."""
+    network = config.model.init_args.get("network")
+    taken = (network.get("init_args") if network else None) or {}
+    for name in ("vocab_size", "src_vocab_size"):
+        size = _given_to_network(given, name)
+        if size is not None and name in taken and str(taken[name]) != str(size):
+            raise InputError(
+                f"model.network.{name}={size} would have no effect, since the network takes the size of the tokenizer, "
+                f"data.{name}={taken[name]}: set data.{name} instead"
+            )
+
+
+def _given_to_network(given: Sequence[str], name: str) -> Any:
+    """The last value that a command line or its configuration files give to an argument of the network, or None."""
+    keys = [f"--model.{outer}network.{inner}{name}" for outer in ("", "init_args.") for inner in ("", "init_args.")]
+    found = None
+    for option, following in zip(given, [*given[1:], ""], strict=True):
+        key, _, attached = option.partition("=")
+        if key in keys:
+            found = attached or following
+        for file in configuration_files([option, following]) if key in ("-c", "--config") else ():
+            found = _in_file(file, name, found)
+    return None if found == "null" else found
+
+
+def _in_file(file: Path, name: str, default: Any) -> Any:
+    """The same of one file, whose classes may be spelled out or not."""
+    here: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key in ("model", "network", name):
+        here = here.get("init_args", here) if isinstance(here, dict) and key not in here else here
+        if not isinstance(here, dict) or key not in here:
+            return default
+        here = here[key]
+    return here
 
 
 def _check_corpora(config: Any, names: Sequence[str]) -> None:

@@ -7,17 +7,19 @@ import os
 import shutil
 import signal
 import sys
+from contextlib import ExitStack
 from copy import copy
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -27,12 +29,11 @@ from lit_transformer.callbacks import BLEUEvaluation, CheckpointAveraging, Trans
 from lit_transformer.callbacks.averaging import by_step
 from lit_transformer.callbacks.moving_average import require_whole_weights
 from lit_transformer.callbacks.progress import TrainingProgress
-from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
 from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
-from lit_transformer.decoding import BeamSearch
+from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
     CALLBACKS,
@@ -45,11 +46,12 @@ from lit_transformer.distillation import DistilledTransformer
 from lit_transformer.given_options import check_options
 from lit_transformer.interfaces import InputError, Search
 from lit_transformer.kernels import has_fast_bfloat16
-from lit_transformer.model_files import WEIGHTS_FILE
+from lit_transformer.model_files import TOKENIZER_FILE
 from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, plain_message
 from lit_transformer.quiet import quieten_lightning
+from lit_transformer.run_folder import RunConfig, RunFolder, holds_run
 from lit_transformer.yaml_files import check_yaml, with_own_configurations
 
 logger = logging.getLogger(__name__)
@@ -62,30 +64,6 @@ _LESS_MEMORY_OF_SEARCH = "lower data.eval_max_tokens or bleu.beam_size"
 SCORED_CONFIG = ("seed_everything", "model", "data", "bleu", "averaging")  # what a score depends on
 
 
-class RunConfig(SaveConfigCallback):
-    """Keeps the parsed configuration as ``config.yaml`` in the folder of the run, once there is a batch to train on."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: text that cannot be read should leave no files."""
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Writes the file, once; scoring a run leaves it as it is."""
-        if trainer.is_global_zero and not self.already_saved:
-            self.save_config(trainer, pl_module, "fit")
-        self.already_saved = True
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes all but what belongs to this one start: whether it resumed, and whether it overwrote.
-
-        The weights that it began with stay: whoever starts the same run again begins with them too.
-        """
-        root = Path(trainer.default_root_dir)
-        root.mkdir(parents=True, exist_ok=True)
-        config = self.config.clone()
-        config.ckpt_path, config.overwrite = None, False
-        self.parser.save(config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
-
-
 class TranslationCLI(LightningCLI):
     """LightningCLI for translation: linked vocabularies, default callbacks, one folder for each run.
 
@@ -93,25 +71,28 @@ class TranslationCLI(LightningCLI):
     place of the default one of the same kind.
 
     Args:
-        args: The command line after the program's name, or a configuration as a dict.
+        args: The command line after the program's name, or a configuration as a dict. The default is the command line
+            of this program.
     """
 
     def __init__(self, args: Any = None) -> None:
+        args = sys.argv[1:] if args is None else args
         self._beginning: Beginning | None = None
         self._only = args[0] if isinstance(args, list) and args else None
-        super().__init__(
-            LitTransformer,
-            TranslationDataModule,
-            save_config_callback=RunConfig,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS,
-            seed_everything_default=1,
-            parser_class=HelpfulParser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=args,
-            auto_configure_optimizers=False,
-        )
+        with ExitStack() as self._until_the_end:
+            super().__init__(
+                LitTransformer,
+                TranslationDataModule,
+                save_config_callback=RunConfig,
+                save_config_kwargs={"save_to_log_dir": False},
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=1,
+                parser_class=HelpfulParser,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=args,
+                auto_configure_optimizers=False,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The subcommand that the command line names; parsers for the others would only cost time."""
@@ -163,7 +144,13 @@ class TranslationCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Finds the weights that the subcommand begins with."""
-        self._beginning = take_weights(self.config[self.config.subcommand], self.config.subcommand, self._root)
+        config, root = self.config[self.config.subcommand], self._root
+        if self.config.subcommand == "fit" and config.trainer.fast_dev_run and holds_run(root):
+            folder = Path(self._until_the_end.enter_context(TemporaryDirectory()))
+            if (root / TOKENIZER_FILE).is_file():
+                shutil.copy(root / TOKENIZER_FILE, folder)
+            config.trainer.default_root_dir = str(folder)  # what is tried out must not change a run
+        self._beginning = take_weights(config, self.config.subcommand, root, self._root)
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; arguments that a constructor refuses are the user's to mend."""
@@ -173,6 +160,8 @@ class TranslationCLI(LightningCLI):
             raise
         except (ValueError, MisconfigurationException) as error:
             raise InputError(plain_message(str(error))) from error
+        if self.subcommand == "fit" and isinstance(self.model, LitTransformer):
+            self._try_optimizer(self.model)
         if self._beginning is not None:
             self.model.network.load_state_dict(self._beginning.network.state_dict())
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -181,6 +170,15 @@ class TranslationCLI(LightningCLI):
         if self.subcommand == "predict" and isinstance(self.model, LitTransformer) and not self.model.has_own_search:
             self.model.search = self._widened(self._scored_search())
         check_room(self.model.network, self.datamodule)
+
+    def _try_optimizer(self, model: LitTransformer) -> None:
+        """Makes the optimizer once, since Lightning would only find out within the training what it refuses."""
+        try:
+            model.optimizer(model.parameters())
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(f"model.optimizer cannot be made: {plain_message(str(error))}") from error
 
     def _scored_search(self) -> Search:
         """The search whose translations ``test`` scores, so that ``predict`` writes the same ones."""
@@ -276,17 +274,21 @@ class TranslationCLI(LightningCLI):
         if config.ckpt_path:  # before the data module could replace the tokenizer of the run
             stored = read_checkpoint(config.ckpt_path).get(type(self.datamodule).__qualname__)
             self.datamodule.check_state(stored or {})
-            is_kept = (self._root / "tokenizer.json").exists() or config.data.init_args.get("tokenizer_path")
+            is_kept = (self._root / TOKENIZER_FILE).exists() or config.data.init_args.get("tokenizer_path")
             if stored and not is_kept and self.trainer.local_rank == 0:  # goes on in another folder
                 self._keep_tokenizer(self.datamodule.tokenizer)
-        self._meet_teachers(config)
-        self._make_room(config)
+        folder = RunFolder(self._root, self._checkpoints)
+        self._meet_teachers(config, folder)
+        if folder.require_room(config):
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunConfig):
+                    callback.earlier = folder
         if self._beginning is not None and self.trainer.local_rank == 0:  # machines may share no folder
             self._keep_tokenizer(self._beginning.tokenizer)
 
     def _keep_tokenizer(self, tokenizer: SubwordTokenizer) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(self._root / "tokenizer.json")
+        tokenizer.save(self._root / TOKENIZER_FILE)
 
     def _say_how_many_train(self) -> None:
         """Lightning takes all GPUs that it finds, and the budget of a batch is that of one."""
@@ -317,57 +319,14 @@ class TranslationCLI(LightningCLI):
             message = "no validation comes before the last step, %d: set trainer.val_check_interval to at most %d"
             logger.info(message, self.trainer.max_steps, self.trainer.max_steps * parts)
 
-    def _meet_teachers(self, config: Any) -> None:
+    def _meet_teachers(self, config: Any, folder: RunFolder) -> None:
         """Reads the teachers of a student before an earlier run is deleted, and refuses to delete them."""
         if not isinstance(self.model, DistilledTransformer):
             return
-        root = self._root.resolve()
-        inside = [one for one in self.model.teachers if Path(one).expanduser().resolve().is_relative_to(root)]
-        if inside and not config.ckpt_path:
-            raise InputError(
-                f"the teacher {inside[0]} lies in the folder of this run, {self._root}: choose another "
-                "--trainer.default_root_dir"
-            )
+        if not config.ckpt_path:
+            folder.check_teachers(self.model.teachers)
         self.model.check_memory(self.datamodule)
         self.model.read_teachers()
-
-    def _make_room(self, config: Any) -> None:
-        """Refuses to mix two runs, or deletes the earlier one if that is asked for."""
-        folder = self._checkpoints
-        if not config.ckpt_path and (self._root / WEIGHTS_FILE).is_file():
-            raise InputError(
-                f"{self._root} is the folder of a model, not of a run: choose another --trainer.default_root_dir"
-            )
-        if config.trainer.fast_dev_run or not any(folder.glob("*.ckpt")):
-            return
-        if config.ckpt_path and Path(config.ckpt_path).resolve().parent == folder.resolve():
-            self._check_branch(Path(config.ckpt_path), folder)
-            return
-        if not config.overwrite:
-            other = " of another run" if config.ckpt_path else ""
-            raise InputError(
-                f"{folder} already holds checkpoints{other}: continue that run with --ckpt_path last, start it anew "
-                "with --overwrite true, or choose another --trainer.default_root_dir"
-            )
-        if not self.trainer.is_global_zero:
-            return
-        for path in folder.glob("*.ckpt"):  # some strategies write folders
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(self._root / "logs", ignore_errors=True)  # or curves would draw two runs as one
-        scored, predicted = (self._in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"])) for key in ("bleu", "writer"))
-        for path in (*ScoreFiles.beside(scored), predicted):  # of the earlier network
-            path.unlink(missing_ok=True)
-
-    def _check_branch(self, given: Path, folder: Path) -> None:
-        """Refuses to go on from a checkpoint that is not the last: names and means would mix what came of it."""
-        steps = {one.path.resolve(): one.step for one in checkpoints_in(folder) if not one.is_average}
-        later = max(steps.values(), default=0)
-        if later > steps.get(given.resolve(), later):
-            raise InputError(
-                f"{folder} also holds checkpoints of later steps, up to {later}, which would be mixed with those that "
-                f"follow {given.name}: give this run a folder of its own with --trainer.default_root_dir, or move the "
-                "later ones away"
-            )
 
     def before_validate(self) -> None:
         """Looks at the text first."""
@@ -406,7 +365,7 @@ class TranslationCLI(LightningCLI):
         try:
             with sparing_memory(_LESS_MEMORY if subcommand == "fit" else _LESS_MEMORY_OF_SEARCH):
                 super()._run_subcommand(subcommand)
-        except InputError:
+        except (InputError, MisconfigurationException):
             log = self.trainer.logger
             if isinstance(log, CSVLogger) and self.trainer.is_global_zero and not list(Path(log.log_dir).glob("*.csv")):
                 shutil.rmtree(log.log_dir, ignore_errors=True)
@@ -447,9 +406,14 @@ class TranslationCLI(LightningCLI):
             )
 
     def _search_of_scores(self) -> str:
-        """The options with which translate searches as test does, where they are not its defaults."""
-        own = getattr(self.model, "has_own_search", False)
-        scored, usual = vars(self.model.search if own else self._scored_search()), vars(BeamSearch())
+        """The options with which translate searches as test does, where they are not its defaults.
+
+        None for a search of the user's own, of which translate knows nothing.
+        """
+        search = self.model.search if getattr(self.model, "has_own_search", False) else self._scored_search()
+        if type(search) not in (BeamSearch, GreedySearch):
+            return ""
+        scored, usual = {"beam_size": 1, **vars(search)}, vars(BeamSearch())  # a greedy search has no beam_size
         other = {
             name: scored[name] for name in usual if name != "n_best" and scored.get(name, usual[name]) != usual[name]
         }

@@ -58,16 +58,18 @@ def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
-    """Names the file and the place where a configuration is not YAML, or gives a class its arguments in a wrong place.
+    """Names the file and the place where one is not YAML, has a key twice, or arguments of a class in a wrong place.
 
     The parser would only quote the problem.
 
     Raises:
-        InputError: If a file that ``--config`` names is not YAML, or has arguments of a class beside its class_path.
+        InputError: If a file that ``--config`` names is not YAML, has a key twice in one block, or has arguments of a
+            class beside its class_path.
     """
     for path in configuration_files(arguments):
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content = yaml.safe_load(text)
         except yaml.MarkedYAMLError as error:
             line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
             raise InputError(f"{path}{line} is not YAML: {error.problem}; check indentation and brackets") from error
@@ -75,7 +77,27 @@ def check_yaml(arguments: Sequence[str]) -> None:
             raise InputError(f"{path} is not a YAML file in UTF-8") from error
         if not isinstance(content, dict):
             raise InputError(f"{path} holds no configuration: expected keys such as model: and data: at its left edge")
+        _check_keys(yaml.compose(text, yaml.SafeLoader), path)
         _check_classes(content, path)
+
+
+def _check_keys(node: Any, path: Path, above: str = "") -> None:
+    """Refuses a key that comes twice in one block, of which YAML would silently drop the first."""
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check_keys(part, path, above)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines and key.value != "<<":  # which takes other blocks in
+            raise InputError(
+                f"{path} has the key {above}{key.value} twice, in lines {lines[key.value]} and {line}: the second "
+                "would replace the first, so make them one"
+            )
+        lines[key.value] = line
+        _check_keys(value, path, f"{above}{key.value}.")
 
 
 def _check_classes(content: Any, path: Path, place: str = "") -> None:

@@ -70,6 +70,8 @@ def write_bad_files(folder: Path) -> None:
         "broken.yaml": b"model:\n  network: {num_layers: 1\n",
         "list.yaml": b"- model\n",
         "path.yaml": b"data: {val: val}\n",
+        "twice.yaml": b"data: {vocab_size: 300}\ntrainer:\n  max_steps: 3\ndata:\n  max_tokens: 128\n",
+        "inside.yaml": b"trainer:\n  callbacks:\n  - class_path: Mine\n    init_args: {mode: min, mode: max}\n",
         "typo.yaml": b"model:\n  network: {dropuot: 0.3}\n",
     }
     for name, content in texts.items():
@@ -204,6 +206,23 @@ CASES = {
     "heads that do not divide": Case(f"{FIT} --model.network.num_heads 3", ("d_model=16", "num_heads=3")),
     "odd width": Case(f"{FIT} --model.network.d_model 15", ("d_model", "15"), is_rare=True),
     "no layers": Case(f"{FIT} --model.network.num_layers 0", ("num_layers", "0"), is_rare=True),
+    "no inner features": Case(f"{FIT} --model.network.d_ff 0", ("d_ff must be at least 1, got 0",), is_rare=True),
+    "learning rate out of range": Case(
+        f"{FIT} --model.optimizer.lr -1", ("model.optimizer cannot be made", "learning rate: -1.0")
+    ),
+    "betas out of range": Case(f"{FIT} --model.optimizer.betas [0.9,1.5]", ("beta", "1.5"), is_rare=True),
+    "momentum out of range": Case(
+        f"{FIT} --model.optimizer lit_transformer.MuonAdam --model.optimizer.momentum 1",
+        ("momentum must be at least 0 and below 1",),
+        is_rare=True,
+    ),
+    "seed out of range": Case(f"{FIT} --seed_everything -1", ("seed_everything must be at least 0", "-1")),
+    "no batches to a step": Case(
+        f"{FIT} --trainer.accumulate_grad_batches 0", ("trainer.accumulate_grad_batches must be above 0, got 0",)
+    ),
+    "no batches between validations": Case(
+        f"{FIT} --trainer.val_check_interval 0", ("trainer.val_check_interval must be above 0, got 0",), is_rare=True
+    ),
     "smoothing out of range": Case(f"{FIT} --model.label_smoothing 1.5", ("label_smoothing", "1.5")),
     "warm-up out of range": Case(f"{FIT} --warmup.warmup_steps 0", ("warmup_steps", "0"), is_rare=True),
     "beam out of range": Case(f"{FIT} --bleu.beam_size 0", ("beam_size", "0"), is_rare=True),
@@ -240,6 +259,12 @@ CASES = {
     "run without its option": Case("test run", ("Did you mean --config run/config.yaml?",)),
     "two configurations behind one option": Case(
         f"{FIT} typo.yaml", ("Did you mean --config typo.yaml?", "Each configuration has --config before it")
+    ),
+    "key that comes twice": Case(
+        f"{FIT} --config twice.yaml", ("twice.yaml has the key data twice, in lines 1 and 4",)
+    ),
+    "key that comes twice within": Case(
+        f"{FIT} --config inside.yaml", ("trainer.callbacks.init_args.mode twice, in lines 4 and 4",), is_rare=True
     ),
     "no configuration": Case("fit --trainer.default_root_dir bad", ("fit", "data.train"), is_rare=True),
 }

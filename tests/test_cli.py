@@ -32,8 +32,10 @@ from lit_transformer import (
 )
 from lit_transformer.beginnings import _folder_of_checkpoints
 from lit_transformer.callbacks import average_checkpoints
+from lit_transformer.interfaces import InputError
 from lit_transformer.model_files import write_model
 from lit_transformer.parser import PLUGS
+from lit_transformer.training_cli import TranslationCLI
 
 NEXT_TO_LAST, LAST = "step=4.ckpt", "step=8.ckpt"
 PEAK = (512 * 4000) ** -0.5
@@ -222,6 +224,27 @@ def test_the_vocabulary_is_given_once(project: Path) -> None:
     assert weights["network.projection.weight"].shape == (311, 16)
 
 
+def test_a_vocabulary_given_to_the_network_is_refused(project: Path) -> None:
+    """It comes from the data, and another would be ignored."""
+    short = "model: {network: {vocab_size: 400}}"
+    long = "model: {init_args: {network: {init_args: {src_vocab_size: 400}}}}"
+    (project / "short.yaml").write_text(short)
+    (project / "long.yaml").write_text(long)
+    for options, name, size in (
+        (("--model.network.vocab_size", "400"), "vocab_size", 300),
+        (("--model.init_args.network.init_args.vocab_size=400",), "vocab_size", 300),
+        (("--config", "short.yaml"), "vocab_size", 300),
+        (("--config=long.yaml",), "src_vocab_size", None),
+    ):
+        refused = lit("fit", "--config", "tiny.yaml", *options)
+        assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+        assert f"model.network.{name}=400 would have no effect" in refused.err
+        assert f"data.{name}={size}: set data.{name} instead" in refused.err
+    agreeing = ("--config", "short.yaml", "--data.vocab_size", "400")
+    refused = lit("fit", "--config", "tiny.yaml", *agreeing, "--warmup.warmup_steps", "0")
+    assert "warmup_steps must be at least 1" in refused.err
+
+
 def test_a_listed_callback_takes_the_place_of_the_default_one(project: Path) -> None:
     content = read_config(project / "tiny.yaml")
     content["trainer"]["callbacks"] = [
@@ -288,15 +311,62 @@ def test_overwrite_starts_anew_and_is_not_remembered(project: Path, journey: Jou
     shutil.copytree(journey.folder / "run", project / "run")
     succeed("fit", *options, "--overwrite", "true")
     assert [path.name for path in (project / "run" / "checkpoints").iterdir()] == [NEXT_TO_LAST]
+    (log,) = (project / "run" / "logs").iterdir()
+    assert set(by_step(log_rows(log), "train/loss")) == set(range(4))
     assert read_config(project / "run" / "config.yaml")["overwrite"] is False
     again = lit("fit", "--config", "run/config.yaml")
     assert again.status == 1
     assert "--overwrite" in again.err
 
 
+def test_a_run_that_cannot_begin_deletes_nothing(project: Path, journey: Journey) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    before = {path for path in (project / "run").rglob("*") if path.is_file()}
+    endless = ("--warmup.cooldown_steps", "3", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1")
+    refused = lit("fit", "--config", "tiny.yaml", *endless, "--overwrite", "true")
+    assert refused.status == 1
+    assert "cooldown_steps=3 counts back from the last step" in refused.err
+    assert {path for path in (project / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("given", ["run", f"run/checkpoints/{LAST}"])
+def test_a_run_does_not_delete_what_it_begins_with(project: Path, journey: Journey, given: str) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    for overwrite in ("true", "false"):
+        refused = lit("fit", "--config", "tiny.yaml", "--init_from", given, "--overwrite", overwrite)
+        assert refused.status == 1
+        assert f"--init_from {given} is part of the earlier run in run, whose place the new one would" in refused.err
+        assert (project / "run" / "checkpoints" / LAST).exists()
+
+
+def test_a_run_does_not_delete_its_teacher_among_checkpoints_elsewhere(project: Path, journey: Journey) -> None:
+    shutil.copytree(journey.checkpoints, project / "weights")
+    student = ("--model", "lit_transformer.DistilledTransformer", "--model.teachers", f"[weights/{LAST}]")
+    where = ("--checkpoint.dirpath", "weights", "--overwrite", "true")
+    refused = lit("fit", "--config", "tiny.yaml", *student, *where)
+    assert refused.status == 1
+    assert f"the teacher weights/{LAST} lies where this run keeps its checkpoints, in" in refused.err
+    assert (project / "weights" / LAST).exists()
+
+
 def test_a_quick_check_of_the_machinery_leaves_no_checkpoints(project: Path) -> None:
     succeed("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true")
     assert not list(project.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--data.vocab_size", "290"),
+        ("--init_from", Path(lit_transformer.__file__).parent / "tour" / "model"),
+        ("--ckpt_path", "last", "--trainer.max_steps", "12"),
+    ],
+)
+def test_a_quick_check_leaves_a_run_as_it_was(project: Path, journey: Journey, options: tuple[object, ...]) -> None:
+    shutil.copytree(journey.folder / "run", project / "run")
+    before = {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
+    succeed("fit", "--config", "tiny.yaml", "--trainer.fast_dev_run", "true", *options)
+    assert {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("command", ["fit", pytest.param("test", marks=pytest.mark.slow)])
@@ -580,6 +650,34 @@ def test_a_run_does_not_branch_among_its_own_checkpoints(project: Path, journey:
     assert [path.name for path in (project / "other" / "checkpoints").iterdir()] == [LAST]
 
 
+OWN_NETWORK = """
+from lit_transformer import Transformer
+
+class SharpTransformer(Transformer):
+    def forward(self, src, tgt_input):
+        return 3 * super().forward(src, tgt_input)
+"""
+
+
+def test_training_goes_on_with_a_network_of_the_same_class(project: Path, journey: Journey) -> None:
+    (project / "own_network.py").write_text(OWN_NETWORK)
+    shutil.copytree(journey.folder / "run", project / "run")
+    path = project / "run" / "checkpoints" / LAST
+    options = ("--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "10")
+    refused = lit("fit", *options, "--model.network", "own_network.SharpTransformer")
+    assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+    assert (
+        "holds a network of the class lit_transformer.nn.transformer.Transformer, but the configuration" in refused.err
+    )
+    assert "says own_network.SharpTransformer; continue with the configuration" in refused.err
+    content = load(path)
+    content["hyper_parameters"]["network"]["class_path"] = "own_network.SharpTransformer"
+    torch.save(content, path)
+    refused = lit("fit", *options)
+    assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
+    assert "holds a network of the class own_network.SharpTransformer, but the configuration says" in refused.err
+
+
 def test_the_best_checkpoint_is_found(project: Path) -> None:
     monitored = ("--checkpoint.monitor", "val/loss", "--checkpoint.save_top_k", "1", "--bleu.every_n_validations", "0")
     succeed("fit", "--config", "tiny.yaml", *monitored, "--model.optimizer.init_args.lr", "0.3")
@@ -765,6 +863,36 @@ def test_the_first_callback_that_writes_checkpoints_says_where_they_are(project:
     for given, folder in (([other], None), ([other, *own], Path("first"))):
         config = Namespace(trainer=Namespace(callbacks=given), checkpoint=Namespace(dirpath=None))
         assert _folder_of_checkpoints(config) == folder
+
+
+OWN_SEARCH = """
+from lit_transformer import BeamSearch
+
+class OwnSearch(BeamSearch):
+    def __init__(self, beam_size: int = 2, weight: float = 0.5):
+        super().__init__(beam_size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("search", "given"),
+    [("lit_transformer.GreedySearch", " --beam_size 1 --max_extra_length 3"), ("own_search.OwnSearch", "")],
+)
+def test_the_end_of_fit_knows_the_searches_of_the_package(project: Path, search: str, given: str) -> None:
+    (project / "own_search.py").write_text(OWN_SEARCH)
+    content = read_config(project / "tiny.yaml")
+    content["model"]["search"] = {"class_path": search, "init_args": {"max_extra_length": 3} if given else {}}
+    (project / "own.yaml").write_text(yaml.safe_dump(content))
+    fitted = succeed("fit", "--config", "own.yaml", "--trainer.max_steps", "1")
+    assert f"'a sentence'{given}\n" in fitted.err
+
+
+def test_without_arguments_the_command_line_is_that_of_the_program(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "tiny.yaml", "--init_from", "nowhere"])
+    with pytest.raises(InputError, match="checkpoint nowhere does not exist"):
+        TranslationCLI()
 
 
 def test_settings_that_do_not_belong_together_are_told(project: Path) -> None:

@@ -54,8 +54,8 @@ class AttentionPictures(Callback):
         ValueError: If there are no sentences, as many targets as sentences are not given, or another argument is
             out of range.
         MisconfigurationException: If none of the trainer's loggers takes pictures, or there is no tokenizer.
-        InputError: If matplotlib is missing, the network has no such layer, or the weights are divided over processes
-            without a way to gather them.
+        InputError: If matplotlib is missing, the network has no such layer or no room for a sentence, or the weights
+            are divided over processes without a way to gather them.
 
     Example:
         >>> pictures = AttentionPictures(["I love cats"], targets=["나는 고양이를 좋아해"], every_n_validations=2)
@@ -85,8 +85,8 @@ class AttentionPictures(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Finds out before training, in all processes alike, whether there is somebody to show pictures to."""
-        decoder(trainer)
         self._check_layer(getattr(pl_module, "network", None))
+        self._check_lengths(getattr(pl_module, "network", None), decoder(trainer))
         try:
             blank_figure()
         except ModuleNotFoundError as error:
@@ -105,6 +105,19 @@ class AttentionPictures(Callback):
             count = getattr(network, name, None)
             if self.kind == "overview" and isinstance(count, int) and not -count <= self.layer < count:
                 raise InputError(f"{type(self).__name__} has layer={self.layer}, but the network has {name}={count}")
+
+    def _check_lengths(self, network: Any, tokenizer: Any) -> None:
+        room = getattr(network, "max_length", None)
+        if not isinstance(room, int):
+            return
+        sides = ((self.sentences, tokenizer.encode_src, 0), (self.targets or [], tokenizer.encode_tgt, 1))
+        for texts, encode, last in sides:  # the last token of a target is only predicted
+            for text in texts:
+                if (length := len(encode([text])[0]) - last) > room:
+                    raise InputError(
+                        f"{type(self).__name__} is to show {text[:60]!r}, which has {length} tokens, but the network "
+                        f"reads no more than max_length={room}: leave it out, or shorten it"
+                    )
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draws, if it is time for it."""

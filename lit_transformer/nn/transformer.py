@@ -74,8 +74,8 @@ class Transformer(TranslationNetwork):
         output_bias: Whether the output layer adds a bias, as in Marian; the paper's has none.
 
     Raises:
-        ValueError: If a vocabulary has no room for the special tokens, a number of layers is below 1,
-            ``tie="all"`` meets two vocabularies, or learned positions come without ``max_length``.
+        ValueError: If a vocabulary has no room for the special tokens, a number of layers or ``d_ff`` is below
+            1, ``tie="all"`` meets two vocabularies, or learned positions come without ``max_length``.
 
     Example:
         >>> network = Transformer(vocab_size=32, num_layers=2, d_model=16, d_ff=32, num_heads=2)
@@ -126,7 +126,7 @@ class Transformer(TranslationNetwork):
         for name in ("vocab_size", "src_vocab_size"):
             if getattr(self, name) <= EOS_ID:
                 raise ValueError(f"{name} must exceed {EOS_ID} to hold the special tokens, got {getattr(self, name)}")
-        for name in ("num_layers", "num_decoder_layers"):
+        for name in ("num_layers", "num_decoder_layers", "d_ff"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.positions not in ("sinusoidal", "learned"):

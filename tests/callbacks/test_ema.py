@@ -125,6 +125,17 @@ def test_a_resumed_run_goes_on_exactly(run: Path, monkeypatch: pytest.MonkeyPatc
             assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items())
 
 
+def test_training_does_not_go_on_from_the_average_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the optimizer belongs to the weights in training."""
+    monkeypatch.chdir(run)
+    options = ("--ckpt_path=run/checkpoints/step=3.ckpt", "--trainer.default_root_dir=plain")
+    finished = lit("fit", "--config=run/config.yaml", *options, "--trainer.callbacks=null")
+    assert finished.status == 1
+    assert "list it under trainer.callbacks again (lit_transformer.MovingAverage), or begin anew" in finished.err
+    assert finished.err.endswith("--init_from run/checkpoints/step=3.ckpt\n")
+    assert not Path("plain").exists()
+
+
 def assert_same_weights(one: dict[str, Any], other: dict[str, Any]) -> None:
     for part in ("state_dict", "current_model_state"):
         assert all(torch.equal(tensor, other[part][name]) for name, tensor in one[part].items()), part

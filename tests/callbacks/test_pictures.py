@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from standins import trainer
 
 from lit_transformer import AttentionPictures, LitTransformer, TeachingCorpus, Transformer, TranslationDataModule
 from lit_transformer.interfaces import InputError
+from lit_transformer.vocabulary import BOS_ID, EOS_ID
 
 SOURCES, TARGETS = ["a b c", "h"], ["c b a", "h"]
 
@@ -217,6 +220,32 @@ def test_of_two_processes_the_first_draws_alone(tmp_path: Path, strategy: str) -
     )  # fmt: skip
     assert refused.returncode == 1
     assert "needs a logger that takes pictures" in refused.stderr
+
+
+@pytest.mark.parametrize(("side", "excess"), [("source", 1), ("target", 1), ("source", 0), ("target", 0)])
+def test_a_sentence_that_the_network_has_no_room_for_is_found_before_training(side: str, excess: int) -> None:
+    class Recipe:  # a token for each word
+        def encode_src(self, texts: list[str]) -> list[list[int]]:
+            return [[*range(4, 4 + len(text.split())), EOS_ID] for text in texts]
+
+        def encode_tgt(self, texts: list[str]) -> list[list[int]]:
+            return [[BOS_ID, *row] for row in self.encode_src(texts)]
+
+    network = Transformer(vocab_size=300, num_layers=1, d_model=16, d_ff=32, num_heads=2, max_length=8)
+    long, short = " ".join("abcdefgh"[: 7 + excess]), "a b"  # and EOS; a target is read from BOS on without it
+    texts = [long, short] if side == "source" else [short, long]
+    pictures = AttentionPictures([texts[0]], targets=[texts[1]])
+    strategy = SimpleNamespace(broadcast=lambda found: found)
+    stub = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=Recipe()), loggers=[Album()], strategy=strategy)
+    begin = partial(pictures.on_fit_start, stub, LitTransformer(network))  # type: ignore[arg-type]
+    if not excess:
+        begin()
+        network.attention_maps(
+            torch.tensor(Recipe().encode_src([texts[0]])), torch.tensor(Recipe().encode_tgt([texts[1]]))[:, :-1]
+        )
+        return
+    with pytest.raises(InputError, match=r"is to show 'a b c d e f g h', which has 9 tokens, .* max_length=8"):
+        begin()
 
 
 class Blind(Transformer):

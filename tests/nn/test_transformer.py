@@ -329,6 +329,7 @@ def test_bounds_are_kept():
         ({"src_vocab_size": 2, "tie": "none"}, "src_vocab_size must exceed 3"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"num_decoder_layers": 0}, "num_decoder_layers must be at least 1, got 0"),
+        ({"d_ff": -5}, "d_ff must be at least 1, got -5"),
         ({"num_heads": 3}, "d_model=16 is not divisible by num_heads=3"),
         ({"d_model": 15, "num_heads": 3}, "d_model must be even"),
         ({"attention_dropout": -0.1}, "dropout of the attention weights"),
