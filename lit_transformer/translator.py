@@ -29,7 +29,7 @@ from lit_transformer.nn.evaluation import evaluating
 from lit_transformer.nn.preparing import Prepared, obstacle_to, prepared
 from lit_transformer.nn.products import Precision, check_precision
 from lit_transformer.pair_scores import PairScore, PairScorer
-from lit_transformer.vocabulary import BOS_ID, EOS_ID
+from lit_transformer.vocabulary import BOS_ID, EOS_ID, UNK_ID
 
 logger = logging.getLogger(__name__)
 
@@ -202,16 +202,19 @@ class Translator:
     def _translated(
         self, texts: Iterable[str], prefixes: Iterable[str] | None, buffer_size: int | None
     ) -> Iterator[list[Translation]]:
-        stream, start, workers = iter(texts), 0, None
+        windows, start, workers = _windows(texts, buffer_size or _WINDOW), 0, None
         beginnings = None if prefixes is None else iter(prefixes)
         waiting: deque[Iterator[list[Translation]]] = deque()
         try:
-            while window := list(islice(stream, buffer_size or _WINDOW)):
-                if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
-                    workers = SearchWorkers(self._search, self._fastest(), num_workers)
-                run = workers.submit if workers else self._later
-                begun = None if beginnings is None else list(islice(beginnings, len(window)))
+            while True:
                 try:
+                    window = next(windows, [])
+                    if not window:
+                        break
+                    if start == 0 and (num_workers := self._suitable_workers(window)) > 1:
+                        workers = SearchWorkers(self._search, self._fastest(), num_workers)
+                    run = workers.submit if workers else self._later
+                    begun = None if beginnings is None else list(islice(beginnings, len(window)))
                     waiting.append(self._translate_window(window, start, run, begun))
                 except InputError:  # of this window: those before it are not to be lost
                     while waiting:
@@ -262,8 +265,8 @@ class Translator:
 
         See :func:`~lit_transformer.decoding.search.output_caps`; of a search without such a bound it is the usual one.
         """
-        written = length + getattr(self.search, "max_extra_length", _USUAL_EXTRA_LENGTH) + more
-        return min(written, self._longest or written)
+        written = length + getattr(self.search, "max_extra_length", _USUAL_EXTRA_LENGTH)
+        return min(written, self._longest or written) + more
 
     def _suitable_workers(self, window: list[str]) -> int:
         """How many processes these lines are worth."""
@@ -321,6 +324,11 @@ class Translator:
             raise InputError(f"line {start + len(prefixes) + 1} has no prefix; give one for each line, or an empty one")
         rows = [row[1:-1] for row in self.tokenizer.encode_tgt([prefix.strip() for prefix in prefixes])]
         for index, length in lengths.items():
+            if UNK_ID in rows[index]:
+                raise InputError(
+                    f"line {start + index + 1}: the prefix {prefixes[index]!r} holds what the model has no token for; "
+                    "write it in other words or signs"
+                )
             cap = self.longest_output(length)
             if self._is_bounded and cap <= len(rows[index]):
                 raise InputError(
@@ -393,6 +401,23 @@ def _naming(names: list[str]) -> Iterator[None]:
         yield
     except NoTranslationError as error:
         raise NoTranslationError(error.row, names[error.row]) from None
+
+
+def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of ``size`` lines; if one cannot be read, those before it come first."""
+    window: list[str] = []
+    try:
+        for text in texts:
+            window.append(text)
+            if len(window) == size:
+                yield window
+                window = []
+    except InputError:
+        if window:
+            yield window
+        raise
+    if window:
+        yield window
 
 
 def one_line(text: str) -> str:

@@ -136,6 +136,12 @@ def test_translations_that_are_longer_than_their_source_may_be_keep_their_links(
     assert list(translator.align([("a b", "e f g h")])) == list(_pointing().align([("a b", "e f g h")]))
 
 
+def test_a_translation_that_fills_the_network_keeps_its_last_link() -> None:
+    translator = _pointing()
+    translator._longest = 5  # as of a network of so many positions: e f g h EOS
+    assert list(translator.align([("a b c d", "e f g h")])) == list(_pointing().align([("a b c d", "e f g h")]))
+
+
 def test_layers_count_from_one() -> None:
     with pytest.raises(InputError, match=r"the alignment layer must be between 1 and .*, got 0"):
         _pointing().align([("a", "e")], layer=0)

@@ -235,6 +235,11 @@ def test_prefixes_that_cannot_be_are_told(tiny_run: Path, monkeypatch: pytest.Mo
                 next(found)
     with pytest.raises(InputError, match="more prefixes than sentences, which are 3"):
         list(translator.translate(["one", "two", "red"], ["", "", "", ""]))
+    tokenizer = SubwordTokenizer(vocab_size=300, byte_fallback=False)
+    tokenizer.train([SentencePair("one", "eins"), SentencePair("two", "zwei")])
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=8, d_ff=8, num_heads=1)
+    with pytest.raises(InputError, match=r"line 2: the prefix 'ж' holds what the model has no token for"):
+        list(Translator(network, tokenizer).translate(["one", "two"], ["eins", "ж"]))
     with pytest.raises(InputError, match=r"line 3: the prefix has 4 tokens, and the translation may have 2; shorten"):
         list(translator.translate(["one", "two", "red"], ["", "", "eins eins eins eins"]))
 
@@ -604,6 +609,22 @@ def test_workers_read_one_window_ahead_and_end_with_their_reader(
     assert len(children) >= 1
     results.close()  # type: ignore[attr-defined]
     assert not any(child.is_alive() for child in children)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.skipif("sys.platform != 'linux'"))])
+def test_lines_before_one_that_cannot_be_read_are_not_lost(
+    tiny_run: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(translator_file, "_WINDOW", 2)
+
+    def lines() -> Iterator[str]:
+        yield from ["one", "two", "one", "two", "one"]
+        raise InputError("line 6 is not UTF-8")
+
+    found = Translator.from_pretrained(tiny_run, search=GreedySearch(), num_workers=workers).translate(lines())
+    assert [next(found)[0].text for _ in range(5)] == ["eins", "zwei", "eins", "zwei", "eins"]
+    with pytest.raises(InputError, match="line 6 is not UTF-8"):
+        next(found)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers need Linux")

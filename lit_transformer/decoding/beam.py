@@ -129,7 +129,7 @@ class BeamSearch(Search):
             raise ValueError(f"penalty_kind must be one of {', '.join(get_args(PenaltyKind))}, got {penalty_kind!r}")
         require_bounds(max_extra_length, no_repeat_ngram_size)
         self.beam_size = beam_size
-        self.length_penalty = length_penalty
+        self.length_penalty = float(length_penalty)  # torch raises no integers to negative integer powers
         self.max_extra_length = max_extra_length
         self.n_best = n_best
         self.allow_unknown = allow_unknown

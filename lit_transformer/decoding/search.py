@@ -267,7 +267,7 @@ class SamplingSearch(Search):
     The likeliest translations of a model are more alike than those of people, and a model that is trained on its own
     likeliest ones learns little: draw for back-translation (Edunov et al. 2018, "Understanding back-translation at
     scale"), and to see what a model finds possible. The same sentences, seed and batches give the same result, on
-    devices of one kind.
+    devices of one kind; so do two batches of the same sentences in one text. ``n_best`` gives several draws.
 
     Args:
         temperature: Divides the scores: below 1 the likely tokens become likelier, above 1 all more alike.

@@ -234,6 +234,7 @@ class CTranslate2Translator(Translator):
             beam_size=beam_size,
             length_penalty=_NO_PENALTY,
             max_decoding_length=max(1, length),
+            min_decoding_length=0,  # a translation may be empty
             max_input_length=0,
             disable_unk=not self.search.allow_unknown,  # type: ignore[attr-defined]
             no_repeat_ngram_size=self.search.no_repeat_ngram_size,  # type: ignore[attr-defined]

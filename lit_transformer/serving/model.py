@@ -27,6 +27,7 @@ from lit_transformer.nn.products import Precision
 from lit_transformer.serving.requests import Job, Limits, Reply, RequestError, error_reply, json_reply
 from lit_transformer.serving.timed import TimedSearch, TimeUpError
 from lit_transformer.translator import Translator
+from lit_transformer.vocabulary import UNK_ID
 
 logger = logging.getLogger(__name__)
 _FAILED = RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, "this text could not be translated; the server's log says why")
@@ -201,6 +202,9 @@ class ServedModel:
             raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, "this server begins no translation with a prefix")
         rows = self.translator.tokenizer.encode_tgt([prefix.strip() for prefix in job.prefixes])
         for number, (row, length) in enumerate(zip(rows, lengths, strict=True), 1):
+            if UNK_ID in row:
+                sentence = f"prefix {number} holds what the model has no token for; write it in other words or signs"
+                raise RequestError(HTTPStatus.UNPROCESSABLE_ENTITY, sentence)
             given, room = len(row) - 2, self.translator.longest_output(length) - 1  # BOS and EOS are not in it
             if given > room:
                 sentence = f"prefix {number} has {given} tokens, and the translation may have {room}; shorten it"

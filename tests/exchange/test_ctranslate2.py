@@ -22,6 +22,7 @@ from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.exchange import export_ctranslate2, load_translator
 from lit_transformer.exchange.engine import converted
 from lit_transformer.interfaces import InputError
+from lit_transformer.vocabulary import EOS_ID
 
 
 @pytest.fixture
@@ -281,6 +282,21 @@ def test_an_exported_folder_is_taken_as_it_is(engine: Any, tiny_run: Path, tmp_p
     said = lit("translate", tmp_path / "fast", "one cat", "--engine", "ctranslate2")
     assert said.status == 1
     assert "has no tokenizer.json" in said.err
+
+
+def test_the_engine_writes_empty_translations_too(engine: Any, tmp_path: Path) -> None:
+    """Of a network that would rather end at once."""
+    network = random_network(output_bias=True, tie="none")
+    with torch.no_grad():
+        network.projection.bias[EOS_ID] = 9.0
+    export_ctranslate2(Translator(network, trained_tokenizer()), tmp_path)
+    search = BeamSearch(beam_size=4, n_best=2)
+    theirs = load_translator(str(tmp_path), "ctranslate2", search=search)
+    ours = Translator(network, theirs.tokenizer, search)
+    lines = [pair.src for pair in PAIRS[:20]]
+    for mine, other in zip(ours.translate(lines), theirs.translate(lines), strict=True):
+        assert mine[0].text == other[0].text == ""
+        assert other[0].score == pytest.approx(mine[0].score, abs=1e-4)
 
 
 def test_what_the_engine_cannot_do_is_one_sentence(

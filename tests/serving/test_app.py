@@ -143,6 +143,15 @@ def test_a_prefix_may_fill_the_translation_and_no_more(app: ServingApp, model: S
     assert f"tokens, and the translation may have {room}; shorten it" in longer.content["error"]
 
 
+def test_a_prefix_that_the_model_cannot_write_is_refused() -> None:
+    tokenizer = SubwordTokenizer(vocab_size=300, byte_fallback=False)
+    tokenizer.train(TeachingCorpus("train", max_rows=50))
+    network = Transformer(tokenizer.num_tokens, num_layers=1, d_model=8, d_ff=8, num_heads=1)
+    (reply,) = ServedModel(Translator(network, tokenizer), LIMITS).answer([Job(("cats",), prefixes=("ж",))])
+    assert reply.status == 422
+    assert b"prefix 1 holds what the model has no token for" in reply.body
+
+
 def test_a_search_without_prefixes_refuses_them(model: ServedModel) -> None:
     class Plain(BeamSearch):
         def __call__(self, network: TranslationNetwork, src: Tensor) -> list[list[Hypothesis]]:  # type: ignore[override]
