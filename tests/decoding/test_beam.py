@@ -253,15 +253,6 @@ def test_rows_stay_grouped_by_sentence_in_ascending_order():
     assert sentences_seen[-1] < 4
 
 
-@pytest.mark.parametrize("kind", ["gnmt", "power"])
-def test_a_penalty_of_a_whole_number_is_that_of_a_float(kind):
-    lengths = torch.tensor([1, 2, 140])
-    for alpha in (-1, 2, 10):
-        found = BeamSearch(length_penalty=alpha, penalty_kind=kind).penalty(lengths)
-        torch.testing.assert_close(found, BeamSearch(length_penalty=float(alpha), penalty_kind=kind).penalty(lengths))
-        assert found.is_floating_point()
-
-
 def test_an_own_penalty_changes_the_ranking():
     class WordReward(BeamSearch):
         def penalty(self, length):
