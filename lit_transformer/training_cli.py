@@ -408,7 +408,7 @@ class TranslationCLI(LightningCLI):
     def _search_of_scores(self) -> str:
         """The options with which translate searches as test does, where they are not its defaults.
 
-        None for a search of the user's own, of which translate knows nothing.
+        Nothing for a search of the user's own, which translate does not know.
         """
         search = self.model.search if getattr(self.model, "has_own_search", False) else self._scored_search()
         if type(search) not in (BeamSearch, GreedySearch):
