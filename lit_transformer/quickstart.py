@@ -53,9 +53,9 @@ def _is_quickstart(root: Path) -> bool:
 
 def run(arguments: list[str]) -> None:
     """Runs the quickstart."""
-    from lit_transformer.heatmaps import blank_figure
-
     options = quickstart_parser().parse_args(arguments[1:])
+    from lit_transformer.heatmaps import blank_figure  # which takes its time, and the help page does without
+
     root, start = Path(options.output), time.perf_counter()
     try:
         blank_figure()  # of its last step, so that three minutes are not lost where the extra is missing
