@@ -428,8 +428,8 @@ def test_nothing_is_left_where_no_line_was_finished(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.partial.gz").write_text("of an earlier run")
-    finished = translate(tiny_run, "--output", tmp_path / "out.gz", stdin=b"one\n\xff\n", status=1)
-    assert_one_sentence(finished, "line 2 of standard input is not valid UTF-8")
+    finished = translate(tiny_run, "--output", tmp_path / "out.gz", stdin=b"\xff\none\n", status=1)
+    assert_one_sentence(finished, "line 1 of standard input is not valid UTF-8")
     assert [path.name for path in tmp_path.iterdir()] == ["out.partial.gz"]
     assert (tmp_path / "out.partial.gz").read_text() == "of an earlier run"
 
@@ -445,6 +445,7 @@ def test_links_are_kept_beside_what_they_name(tiny_run: Path, tmp_path: Path, mo
 def test_lines_before_an_error_reach_standard_output(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(translator_file, "_WINDOW", 2)
     assert translate(tiny_run, stdin=b"one\ntwo\n\xff\n", status=1).out == "eins\nzwei\n"
+    assert translate(tiny_run, stdin=b"one\ntwo\none\n\xff\n", status=1).out == "eins\nzwei\neins\n"
 
 
 class TooLarge(BeamSearch):
