@@ -174,7 +174,7 @@ def _resume(config: Any, path: Path) -> None:
     if "optimizer_states" not in content:
         raise CheckpointError(f"{path} holds no optimizer, so training cannot go on from it: take one that fit wrote")
     network = config.model.init_args.get("network")
-    if network and spec["class_path"] not in (network.class_path, class_path_of(_class_of(network))):
+    if network and not _is_class(spec["class_path"], network, path):
         raise CheckpointError(
             f"{path} holds a network of the class {spec['class_path']}, but the configuration says "
             f"{network.class_path}; continue with the configuration that the run was started with (config.yaml in its "
@@ -190,6 +190,17 @@ def _resume(config: Any, path: Path) -> None:
     _check_average(config, content, path)
     _check_optimizer(config.model.init_args.get("optimizer"), content["hyper_parameters"].get("optimizer"), path)
     config.ckpt_path = str(path)
+
+
+def _is_class(class_path: str, network: Any, path: Path) -> bool:
+    """Whether the import path in a checkpoint leads to the class of the configuration, which may have moved since."""
+    if class_path in (network.class_path, class_path_of(_class_of(network))):
+        return True
+    try:
+        stored = import_class(class_path, TranslationNetwork, "network", folder_of_run(path))  # type: ignore[type-abstract]
+    except InputError:
+        return False
+    return stored is _class_of(network)
 
 
 def _check_average(config: Any, content: dict[str, Any], path: Path) -> None:

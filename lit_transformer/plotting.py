@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PIXELS_PER_INCH = 120
 PICTURES = (".png", ".pdf", ".svg")  # the last two keep lines and letters sharp in print
+_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".eps", ".ps", ".htm")
 
 
 def plot_attention(
@@ -191,16 +192,17 @@ def split_ending(output: str | Path) -> tuple[Path, str, str]:
         [('cats', '.svg', '.svg'), ('cats.v2', '', '.png')]
 
     Raises:
-        InputError: If it is a folder's name, such as ``.``, or ends in letters that are no ending of ours.
+        InputError: If it is a folder's name, such as ``.``, or ends as pictures of other kinds do.
     """
     path = Path(output)
     if path.name in ("", ".."):
         raise InputError(f"files cannot be named after {str(output)!r}: give a name such as {path / 'attention'}")
     ending = path.suffix.lower() if path.suffix.lower() in (*PICTURES, ".html") else ""
-    if not ending and path.suffix[1:].isalpha():
+    if path.suffix.lower() in _OTHER_PICTURES:
         known = ", ".join(PICTURES)
         raise InputError(
-            f"{output} cannot be written: pictures are {known}, the page is .html, and {path.stem} alone writes both"
+            f"{output} cannot be written: pictures are {known}, the page is .html, and {path.with_suffix('')} alone "
+            "writes both"
         )
     return path.with_suffix("") if ending else path, ending, ending if ending in PICTURES else PICTURES[0]
 

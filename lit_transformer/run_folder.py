@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from lit_transformer.callbacks.score_files import ScoreFiles
 from lit_transformer.checkpoints import checkpoints_in
 from lit_transformer.defaults import CALLBACK_DEFAULTS
 from lit_transformer.interfaces import InputError
-from lit_transformer.model_files import WEIGHTS_FILE
+from lit_transformer.model_files import TOKENIZER_FILE, WEIGHTS_FILE
 
 
 class RunFolder:
@@ -101,6 +101,22 @@ class RunFolder:
                 f"those that follow {given.name}: give this run a folder of its own with --trainer.default_root_dir, "
                 "or move the later ones away"
             )
+
+    def keeping_tokenizer(self) -> Callable[[], None]:
+        """What puts the tokenizer of the earlier run back if the new one replaced it, and ends before it may delete."""
+        file, before = self.root / TOKENIZER_FILE, self._stamps()
+        content = file.read_bytes() if file.is_file() else None
+
+        def put_back() -> None:
+            if content is not None and before.items() <= self._stamps().items():
+                file.write_bytes(content)
+
+        return put_back
+
+    def _stamps(self) -> dict[Path, tuple[int, int]]:
+        """What tells each checkpoint from a later one of its name."""
+        found = {path: path.stat() for path in self.checkpoints.glob("*.ckpt")}
+        return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
 
     def clear(self, new_logs: Iterable[str | Path]) -> None:
         """Deletes checkpoints, logs, scores and predictions of the earlier run.

@@ -56,6 +56,8 @@ from lit_transformer.yaml_files import check_yaml, with_own_configurations
 
 logger = logging.getLogger(__name__)
 
+_TRIAL_FOLDER = "LIT_TRANSFORMER_TRIAL_FOLDER"  # in the environment, which ranks that Lightning starts inherit
+
 _LESS_MEMORY = (
     "lower data.max_tokens, and raise trainer.accumulate_grad_batches as many times, if a step is to keep its tokens; "
     "in a validation, data.eval_max_tokens or bleu.beam_size"
@@ -146,11 +148,17 @@ class TranslationCLI(LightningCLI):
         """Finds the weights that the subcommand begins with."""
         config, root = self.config[self.config.subcommand], self._root
         if self.config.subcommand == "fit" and config.trainer.fast_dev_run and holds_run(root):
-            folder = Path(self._until_the_end.enter_context(TemporaryDirectory()))
-            if (root / TOKENIZER_FILE).is_file():
-                shutil.copy(root / TOKENIZER_FILE, folder)
-            config.trainer.default_root_dir = str(folder)  # what is tried out must not change a run
+            config.trainer.default_root_dir = self._folder_to_try(root)
         self._beginning = take_weights(config, self.config.subcommand, root, self._root)
+
+    def _folder_to_try(self, root: Path) -> str:
+        """A folder for what is only tried out and must not change a run; processes that this one starts share it."""
+        if _TRIAL_FOLDER not in os.environ:
+            os.environ[_TRIAL_FOLDER] = self._until_the_end.enter_context(TemporaryDirectory())
+            self._until_the_end.callback(os.environ.pop, _TRIAL_FOLDER)
+            if (root / TOKENIZER_FILE).is_file():
+                shutil.copy(root / TOKENIZER_FILE, os.environ[_TRIAL_FOLDER])
+        return os.environ[_TRIAL_FOLDER]
 
     def instantiate_classes(self) -> None:
         """Builds model, data and trainer; arguments that a constructor refuses are the user's to mend."""
@@ -280,6 +288,8 @@ class TranslationCLI(LightningCLI):
         folder = RunFolder(self._root, self._checkpoints)
         self._meet_teachers(config, folder)
         if folder.require_room(config):
+            if self.trainer.is_global_zero:
+                self._until_the_end.callback(folder.keeping_tokenizer())
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RunConfig):
                     callback.earlier = folder

@@ -53,8 +53,9 @@ def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
     for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, attached = option.partition("=")
         path = Path(attached or value)
-        if name in ("-c", "--config") and path.is_file():
-            yield path
+        with suppress(OSError):  # of a configuration written out in place of a file's name, which is too long for one
+            if name in ("-c", "--config") and path.is_file():
+                yield path
 
 
 def check_yaml(arguments: Sequence[str]) -> None:
@@ -107,7 +108,7 @@ def _check_classes(content: Any, path: Path, place: str = "") -> None:
             _check_classes(item, path, f"{place}[{number}]")
     if not isinstance(content, dict):
         return
-    stray = [str(key) for key in content if key not in _OF_A_CLASS]
+    stray = [str(key) for key in content if key not in (*_OF_A_CLASS, "__path__")]
     beside = [name for name in _OF_A_CLASS if isinstance(content.get(name), (str, dict))]
     if stray and beside:
         raise InputError(

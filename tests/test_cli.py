@@ -319,14 +319,32 @@ def test_overwrite_starts_anew_and_is_not_remembered(project: Path, journey: Jou
     assert "--overwrite" in again.err
 
 
-def test_a_run_that_cannot_begin_deletes_nothing(project: Path, journey: Journey) -> None:
+PICTURES = ("--trainer.callbacks", "lit_transformer.AttentionPictures", "--trainer.callbacks.sentences", "[one]")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ("--warmup.cooldown_steps", "3", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1"),
+            "cooldown_steps=3 counts back from the last step",
+        ),
+        ((*PICTURES, "--trainer.callbacks.layer", "7", "--data.vocab_size", "270"), "layer=7"),
+    ],
+)
+def test_a_run_that_cannot_begin_deletes_nothing(
+    project: Path, journey: Journey, options: tuple[str, ...], words: str
+) -> None:
     shutil.copytree(journey.folder / "run", project / "run")
-    before = {path for path in (project / "run").rglob("*") if path.is_file()}
-    endless = ("--warmup.cooldown_steps", "3", "--trainer.max_steps", "-1", "--trainer.max_epochs", "1")
-    refused = lit("fit", "--config", "tiny.yaml", *endless, "--overwrite", "true")
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (project / "run").rglob("*") if path.is_file()}
+
+    before = files()
+    refused = lit("fit", "--config", "tiny.yaml", *options, "--overwrite", "true")
     assert refused.status == 1
-    assert "cooldown_steps=3 counts back from the last step" in refused.err
-    assert {path for path in (project / "run").rglob("*") if path.is_file()} == before
+    assert words in refused.err
+    assert files() == before
 
 
 @pytest.mark.parametrize("given", ["run", f"run/checkpoints/{LAST}"])
@@ -671,8 +689,14 @@ def test_training_goes_on_with_a_network_of_the_same_class(project: Path, journe
     )
     assert "says own_network.SharpTransformer; continue with the configuration" in refused.err
     content = load(path)
+    content["hyper_parameters"]["network"]["class_path"] = "own_network.Transformer"  # another way to the same class
+    torch.save(content, path)
+    succeed("fit", *options)
     content["hyper_parameters"]["network"]["class_path"] = "own_network.SharpTransformer"
     torch.save(content, path)
+    for later in path.parent.glob("*.ckpt"):
+        if later != path:
+            later.unlink()
     refused = lit("fit", *options)
     assert (refused.status, refused.err.count("\n")) == (1, 1), refused.err
     assert "holds a network of the class own_network.SharpTransformer, but the configuration says" in refused.err

@@ -185,11 +185,11 @@ def test_endings_are_known_in_capitals_too(tmp_path):
         assert len(paths) == 4, "pictures of that kind alone"
 
 
-def test_only_letters_behind_a_dot_are_an_ending():
+def test_pictures_of_other_kinds_are_refused_and_other_endings_are_part_of_the_name():
     for name in ("cats.jpg", "cats.v2.JPEG", "cats.tiff"):
         with pytest.raises(InputError, match=f"^{name} cannot be written: pictures are .png, .pdf, .svg, the page is"):
             plotting.split_ending(name)
-    for name in ("cats.v2", "cats.2", "step=3.5", "cats.en-de", "a.jpg/cats"):
+    for name in ("cats.v2", "cats.2", "step=3.5", "cats.en-de", "a.jpg/cats", "news.de", "mr.smith"):
         assert plotting.split_ending(name) == (Path(name), "", ".png")
 
 
