@@ -286,6 +286,25 @@ def test_a_mistake_gives_one_sentence(case: Case, project: Path, monkeypatch: py
         shutil.rmtree(project / "bad", ignore_errors=True)
 
 
+@pytest.mark.parametrize("command", ["predict", "validate"])
+def test_a_pipe_is_no_corpus_for_it_would_lose_the_rows_looked_at(
+    command: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    part, tgt = ("predict", "null") if command == "predict" else ("val", "de")
+    files = "--data.{0}.path null --data.{0}.src_path {1} --data.{0}.tgt_path {2} --data.{0}.tgt {3}"
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"a b\n" * 2000)  # more than are read at once
+        os.close(writing)
+        pipe = f"/dev/fd/{reading}"
+        options = files.format(part, "test.en" if tgt == "de" else pipe, pipe if tgt == "de" else "null", tgt)
+        finished = lit(command, "--config", "run/config.yaml", *options.split())
+    finally:
+        os.close(reading)
+    check_sentence(finished, (f"{pipe} is a pipe, which can be read only once: write the text to a file",))
+
+
 def test_too_little_memory_names_what_needs_less(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
