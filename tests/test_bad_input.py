@@ -72,6 +72,8 @@ def write_bad_files(folder: Path) -> None:
         "path.yaml": b"data: {val: val}\n",
         "twice.yaml": b"data: {vocab_size: 300}\ntrainer:\n  max_steps: 3\ndata:\n  max_tokens: 128\n",
         "inside.yaml": b"trainer:\n  callbacks:\n  - class_path: Mine\n    init_args: {mode: min, mode: max}\n",
+        "steps.yaml": b"trainer:\n  callbacks:\n  - class_path: GradientAccumulationScheduler\n"
+        b"    init_args: {scheduling: {0: 2}}\n",
         "typo.yaml": b"model:\n  network: {dropuot: 0.3}\n",
     }
     for name, content in texts.items():
@@ -265,6 +267,10 @@ CASES = {
     ),
     "key that comes twice within": Case(
         f"{FIT} --config inside.yaml", ("trainer.callbacks.init_args.mode twice, in lines 4 and 4",), is_rare=True
+    ),
+    "steps of changing size": Case(
+        f"{FIT} --config steps.yaml",
+        ("GradientAccumulationScheduler", "leave it out", "set trainer.accumulate_grad_batches instead"),
     ),
     "no configuration": Case("fit --trainer.default_root_dir bad", ("fit", "data.train"), is_rare=True),
 }

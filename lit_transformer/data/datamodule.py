@@ -19,7 +19,7 @@ from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.bpe_dropout import BPEDropout
 from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
+from lit_transformer.data.checks import check_accumulation, check_stream, check_tags, check_targets, warn_of_untagged
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.cursor import Cursor, joined, start_of
 from lit_transformer.data.dropped import DroppedRows
@@ -181,11 +181,16 @@ class TranslationDataModule(L.LightningDataModule):
             self._cache(self.cache_path)
 
     def setup(self, stage: str) -> None:
-        """Loads the tokenizer on every process, and readies the stream for ``fit``."""
+        """Loads the tokenizer on every process, and readies the stream for ``fit``.
+
+        Raises:
+            InputError: If a ``GradientAccumulationScheduler`` would change the steps that the stream is cut into.
+        """
         self._load_tokenizer(stage == "fit" and bool(self.corpora["train"]))
         trainer: Any = self._running  # Lightning does not annotate the attributes that are set here
         if stage != "fit" or trainer is None:
             return
+        check_accumulation(trainer.callbacks)
         self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
         others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
         trainer.callbacks = [StreamPosition(self), *others]
