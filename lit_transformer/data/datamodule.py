@@ -89,7 +89,10 @@ class TranslationDataModule(L.LightningDataModule):
         cache_path: File to keep the ids of the training text in, so that it is read and tokenised only once: ``fit``
             writes it if it is not there, or anew when text or tokenizer change. All processes map it into memory,
             which needs no lanes, and every epoch shuffles the whole text instead of pools. None streams the text.
-        num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
+        num_workers: Processes that prepare training batches in the background; 0 prepares them in between. With
+            ``max_epochs`` they are started anew for each epoch and tokenise all of the text again, where 0 keeps the
+            first 20 million ids for the next epoch; with ``max_steps`` alone they stay. A small text that is read in
+            epochs needs none, and a large one is tokenised only once with ``cache_path``.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
         bpe_dropout: Probability to pass over a merge of byte-pair encoding, which cuts the same words into other
