@@ -33,6 +33,7 @@ from lit_transformer.callbacks.stopping import StopTogether
 from lit_transformer.checkpoints import checkpoints_in, read_checkpoint
 from lit_transformer.command_options import sparing_memory
 from lit_transformer.data import ParallelCorpus, SubwordTokenizer, TranslationDataModule
+from lit_transformer.data.checks import check_accumulation
 from lit_transformer.decoding import BeamSearch, GreedySearch
 from lit_transformer.defaults import (
     CALLBACK_DEFAULTS,
@@ -214,6 +215,8 @@ class TranslationCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         own = config.callbacks or []
         own = list(own) if isinstance(own, list) else [own]
+        if self.subcommand == "fit":
+            check_accumulation(own)  # before anything is made of the text
         config.callbacks = [*self._default_callbacks(config, own), *own, *self._watchers(config, own)]
         if config.logger in (None, True) and not config.barebones:
             config.logger = CSVLogger(self._root, name="logs")

@@ -72,6 +72,8 @@ def write_bad_files(folder: Path) -> None:
         "path.yaml": b"data: {val: val}\n",
         "twice.yaml": b"data: {vocab_size: 300}\ntrainer:\n  max_steps: 3\ndata:\n  max_tokens: 128\n",
         "inside.yaml": b"trainer:\n  callbacks:\n  - class_path: Mine\n    init_args: {mode: min, mode: max}\n",
+        "steps.yaml": b"trainer:\n  callbacks:\n  - class_path: GradientAccumulationScheduler\n"
+        b"    init_args: {scheduling: {0: 2}}\n",
         "typo.yaml": b"model:\n  network: {dropuot: 0.3}\n",
     }
     for name, content in texts.items():
@@ -266,6 +268,10 @@ CASES = {
     "key that comes twice within": Case(
         f"{FIT} --config inside.yaml", ("trainer.callbacks.init_args.mode twice, in lines 4 and 4",), is_rare=True
     ),
+    "steps of changing size": Case(
+        f"{FIT} --config steps.yaml",
+        ("GradientAccumulationScheduler", "leave it out", "set trainer.accumulate_grad_batches instead"),
+    ),
     "no configuration": Case("fit --trainer.default_root_dir bad", ("fit", "data.train"), is_rare=True),
 }
 
@@ -284,6 +290,25 @@ def test_a_mistake_gives_one_sentence(case: Case, project: Path, monkeypatch: py
         check_nothing_written(project, before)
     finally:
         shutil.rmtree(project / "bad", ignore_errors=True)
+
+
+@pytest.mark.parametrize("command", ["predict", "validate"])
+def test_a_pipe_is_no_corpus_for_it_would_lose_the_rows_looked_at(
+    command: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    part, tgt = ("predict", "null") if command == "predict" else ("val", "de")
+    files = "--data.{0}.path null --data.{0}.src_path {1} --data.{0}.tgt_path {2} --data.{0}.tgt {3}"
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"a b\n" * 2000)  # more than are read at once
+        os.close(writing)
+        pipe = f"/dev/fd/{reading}"
+        options = files.format(part, "test.en" if tgt == "de" else pipe, pipe if tgt == "de" else "null", tgt)
+        finished = lit(command, "--config", "run/config.yaml", *options.split())
+    finally:
+        os.close(reading)
+    check_sentence(finished, (f"{pipe} is a pipe, which can be read only once: write the text to a file",))
 
 
 def test_too_little_memory_names_what_needs_less(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

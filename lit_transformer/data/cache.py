@@ -12,7 +12,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -175,12 +175,17 @@ def _write(
             with _naming(path):
                 file = stack.enter_context(pyarrow.OSFile(str(draft), "wb"))
                 writer = stack.enter_context(pyarrow.ipc.new_file(file, schema))
-            for number, src, tgt, dropped in pools:
-                columns = [_list_array(side, sentences) for side in (src, tgt)]
-                notes = {"corpus": str(number), "dropped": json.dumps(dropped)}
-                with _naming(path):
-                    writer.write_batch(pyarrow.record_batch(columns, schema=schema), custom_metadata=notes)
-                progress.count(len(src) + dropped.total(), int(src.lengths.sum() + tgt.lengths.sum()))
+            try:
+                for number, src, tgt, dropped in pools:
+                    columns = [_list_array(side, sentences) for side in (src, tgt)]
+                    notes = {"corpus": str(number), "dropped": json.dumps(dropped)}
+                    with _naming(path):
+                        writer.write_batch(pyarrow.record_batch(columns, schema=schema), custom_metadata=notes)
+                    progress.count(len(src) + dropped.total(), int(src.lengths.sum() + tgt.lengths.sum()))
+            except BaseException:
+                with suppress(OSError):  # a full disk stops the closing too; what went wrong before must be told
+                    stack.close()
+                raise
             with _naming(path):
                 stack.close()
                 with open(draft, "rb") as file:

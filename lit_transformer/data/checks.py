@@ -6,7 +6,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
+from lit_transformer.interfaces import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,19 @@ def warn_of_untagged(corpora: Sequence[ParallelCorpus], train: Sequence[Parallel
         if corpus.src_tag is None:
             message = "%s has no src_tag, but the model was trained with tags (%s): set one, unless its lines have them"
             logger.warning(message, corpus, ", ".join(known))
+
+
+def check_accumulation(callbacks: Sequence[Callback]) -> None:
+    """Refuses to change the number of batches in a step within a run, since the stream is cut into whole steps before.
+
+    Raises:
+        InputError: If Lightning's scheduler is among the callbacks.
+    """
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        raise InputError(
+            "GradientAccumulationScheduler changes the number of batches in a step behind the back of the training "
+            "stream: leave it out of trainer.callbacks, and set trainer.accumulate_grad_batches instead"
+        )
 
 
 def check_stream(now: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from lit_transformer.data.batching import LengthLimits, TokenBudgetBatches
 from lit_transformer.data.bpe_dropout import BPEDropout
 from lit_transformer.data.cache import TokenCache, write_or_open_cache
 from lit_transformer.data.cached_pools import CachedPools
-from lit_transformer.data.checks import check_stream, check_tags, check_targets, warn_of_untagged
+from lit_transformer.data.checks import check_accumulation, check_stream, check_tags, check_targets, warn_of_untagged
 from lit_transformer.data.corpus import ParallelCorpus
 from lit_transformer.data.cursor import Cursor, joined, start_of
 from lit_transformer.data.dropped import DroppedRows
@@ -89,7 +89,10 @@ class TranslationDataModule(L.LightningDataModule):
         cache_path: File to keep the ids of the training text in, so that it is read and tokenised only once: ``fit``
             writes it if it is not there, or anew when text or tokenizer change. All processes map it into memory,
             which needs no lanes, and every epoch shuffles the whole text instead of pools. None streams the text.
-        num_workers: Processes that prepare training batches in the background; 0 prepares them in between.
+        num_workers: Processes that prepare training batches in the background; 0 prepares them in between. With
+            ``max_epochs`` they are started anew for each epoch and tokenise all of the text again, where 0 keeps the
+            first 20 million ids for the next epoch; with ``max_steps`` alone they stay. A small text that is read in
+            epochs needs none, and a large one is tokenised only once with ``cache_path``.
         shuffle: Whether the training batches come in random order.
         seed: Decides the order of the training stream, and dropout.
         bpe_dropout: Probability to pass over a merge of byte-pair encoding, which cuts the same words into other
@@ -181,11 +184,16 @@ class TranslationDataModule(L.LightningDataModule):
             self._cache(self.cache_path)
 
     def setup(self, stage: str) -> None:
-        """Loads the tokenizer on every process, and readies the stream for ``fit``."""
+        """Loads the tokenizer on every process, and readies the stream for ``fit``.
+
+        Raises:
+            InputError: If a ``GradientAccumulationScheduler`` would change the steps that the stream is cut into.
+        """
         self._load_tokenizer(stage == "fit" and bool(self.corpora["train"]))
         trainer: Any = self._running  # Lightning does not annotate the attributes that are set here
         if stage != "fit" or trainer is None:
             return
+        check_accumulation(trainer.callbacks)
         self.cursor, self._dropped = start_of(0, self.num_lanes), DroppedRows()
         others = [callback for callback in trainer.callbacks if not isinstance(callback, StreamPosition)]
         trainer.callbacks = [StreamPosition(self), *others]

@@ -30,7 +30,7 @@ from lit_transformer.data.tokenizer import SubwordTokenizer
 from lit_transformer.interfaces import TranslationBatch
 
 _Made = TypeVar("_Made")
-_KEPT_TOKENS = 20_000_000  # ids of finished pools kept for the next epoch, 4 bytes each
+_KEPT_TOKENS = 20_000_000  # ids of finished pools kept for the next epoch of the same process, 4 bytes each
 SIDES = ("src", "tgt")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from operator import itemgetter
+from operator import index, itemgetter
 
 from tokenizers import Encoding, Tokenizer
 
@@ -79,9 +79,8 @@ class Side:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """One readable string for each id, the number itself where no token uses it."""
-        spellings = (self.tokenizer.id_to_token(i) for i in self._checked(ids))
-        both = zip(ids, spellings, strict=True)
-        return [f"<{i}>" if piece is None else piece.translate(_VISIBLE) for i, piece in both]
+        spellings = [(i, self.tokenizer.id_to_token(i)) for i in self._checked(ids)]
+        return [f"<{i}>" if piece is None else piece.translate(_VISIBLE) for i, piece in spellings]
 
     def words(self, texts: Sequence[str]) -> Iterator[list[int | None]]:
         """For each id of ``encode`` the number of the word it is part of, see ``word_numbers``."""
@@ -115,10 +114,11 @@ class Side:
         except TypeError as error:  # what `tokenizers` says of half a surrogate pair
             raise InputError("a sentence cannot be written as UTF-8, so it is no text: repair its encoding") from error
 
-    def _checked(self, ids: Sequence[int]) -> Sequence[int]:
-        if len(ids) and min(ids) < 0:
-            raise ValueError(f"ids must be 0 or more, got {min(ids)}")
-        return ids
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        numbers = list(map(index, ids))  # those of a tensor are equal to numbers, but never found in a set of them
+        if numbers and min(numbers) < 0:
+            raise ValueError(f"ids must be 0 or more, got {min(numbers)}")
+        return numbers
 
 
 def _places(text: str) -> list[int | None]:

@@ -169,7 +169,7 @@ class TrainingBatches:
             yield item
 
     def _loader(self) -> DataLoader[Any]:
-        return DataLoader(
+        return DataLoader(  # workers that outlived a pass would never learn of the next place to start at
             self.pools,
             batch_size=None,
             num_workers=self.num_workers,

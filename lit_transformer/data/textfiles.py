@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -42,13 +43,16 @@ class TextFiles:
         num_lanes: Lanes that share the lines.
 
     Raises:
-        CorpusError: When reading, if a file is missing, broken or not UTF-8, or their lines differ in number.
+        CorpusError: If a file is a pipe, since corpora are read more than once; when reading, if one is missing, broken
+            or not UTF-8, or their lines differ in number.
     """
 
     def __init__(
         self, src: tuple[str, str], tgt: tuple[str, str] | None = None, lane: int = 0, num_lanes: int = 1
     ) -> None:
         self.columns = [src] if tgt is None else [src, tgt]
+        for _, path in self.columns:
+            _refuse_pipe(path)
         self._lane = lane, num_lanes
 
     def lane(self, lane: int, num_lanes: int) -> TextFiles:
@@ -159,7 +163,7 @@ class LineReader:
         if self._file is self._raw and offset:
             try:
                 self._file.seek(offset)
-            except OSError:  # of a pipe
+            except OSError:  # of what can only be read once
                 message = f"{self.path} cannot be read again from the middle: write the text to a file"
                 raise CorpusError(message) from None
             self.bytes = offset
@@ -403,6 +407,15 @@ def _inflate(raw: BinaryIO, make_codec: Callable[[], Any], is_whole: bool = True
         raise EOFError("it has 0 bytes, where even an empty text has some once it is compressed: fetch it again")
     if codec is not None:
         raise EOFError("the compressed data end too early, the file is cut off")
+
+
+def _refuse_pipe(path: str) -> None:
+    """Refuses what would go on behind the lines read before, where a file begins again each time it is opened."""
+    if is_address(path) or not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):
+        return  # what cannot be opened at all is reported where it is read
+    if not os.path.samefile(path, os.devnull):
+        kind = "a device" if stat.S_ISCHR(os.stat(path).st_mode) else "a pipe"
+        raise CorpusError(f"{path} is {kind}, which can be read only once: write the text to a file")
 
 
 def _with_any_ending(path: str) -> str | None:

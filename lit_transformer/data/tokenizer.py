@@ -251,7 +251,7 @@ class SubwordTokenizer(RemembersArguments):
         return [[BOS_ID, *ids, EOS_ID] for ids in self._side("tgt").encode(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Target ids as text; PAD, BOS, EOS, tags and ids that no token uses are passed over."""
+        """Target ids (a list, array or tensor) as text, without PAD, BOS, EOS, tags and ids that no token uses."""
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -124,6 +124,22 @@ def test_the_variants_of_a_word_are_as_frequent_on_average(tokenizer: SubwordTok
     assert share == pytest.approx(chance, abs=0.04)
 
 
+def test_each_side_has_cuts_of_its_own() -> None:
+    """In two vocabularies the same id is ``ab`` here and ``ba`` there, words that occur on both sides."""
+    src, tgt = "ab ba aab", "ba ab bba"
+    made = SubwordTokenizer(joint=False, vocab_size=300, src_vocab_size=300, min_frequency=1)
+    made.train([SentencePair(src, tgt)] * 3)
+    texts = {"src": [" ".join([src] * 99)], "tgt": [" ".join([tgt] * 99)]}  # so that each cut is taken
+    units = {side: made.units(texts[side], side) for side in texts}
+    shared = {unit for unit in units["src"][0] if unit in units["tgt"][0]}
+    assert any(made.pieces_src(unit) != made.pieces_tgt(unit) for unit in shared)
+    dropout = BPEDropout(made, 0.3)
+    (src_ids,), (tgt_ids,) = (dropout(Units(units[side]), side, "1") for side in texts)
+    assert [made.decode_src(src_ids)] == texts["src"]
+    assert [made.decode(tgt_ids)] == texts["tgt"]
+    assert [tgt_ids] == BPEDropout(made, 0.3)(Units(units["tgt"]), "tgt", "1")
+
+
 @pytest.mark.parametrize("model", ["unigram", "word"])
 def test_other_models_are_refused(model: str) -> None:
     other = SubwordTokenizer(model=model, vocab_size=400, min_frequency=1)

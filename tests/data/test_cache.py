@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -252,6 +253,13 @@ def test_only_errors_of_the_file_are_told_as_errors_of_the_file(tmp_path, monkey
             with pytest.raises(CorpusError, match=r"cannot write the token cache .*a\.arrow: No space left on device"):
                 write_or_open_cache(tmp_path / "a.arrow", [Numbers(30)], Letters())
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_in_one_sentence(tmp_path):
+    (tmp_path / f".a.arrow.{socket.gethostname()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(CorpusError, match=r"^cannot write the token cache .*a\.arrow: .*No space left on device"):
+        write_or_open_cache(tmp_path / "a.arrow", [Numbers(30)], Letters())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cache_that_left_bad_rows_out_does_not_serve_a_run_that_stops_at_them(tmp_path):

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import pickle
 import re
 from contextlib import closing
@@ -94,6 +95,23 @@ def test_text_without_last_newline_and_with_byte_order_mark(tmp_path):
     (tmp_path / "a.en").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
     (tmp_path / "a.de").write_bytes(b"eins\nleer\nzwei")
     assert list(ParallelCorpus(str(tmp_path / "a"))) == [("one", "eins"), ("", "leer"), ("two", "zwei")]
+
+
+def test_text_files_may_be_links_and_no_pipes(tmp_path):
+    (tmp_path / "real.en").write_text("a\nb\n")
+    (tmp_path / "link.en").symlink_to("real.en")
+    assert list(ParallelCorpus(src_path=str(tmp_path / "link.en"), tgt=None)) == [("a", ""), ("b", "")]
+    os.mkfifo(tmp_path / "pipe.en")
+    (tmp_path / "other.en").symlink_to("pipe.en")
+    for path, kind in (("pipe.en", "a pipe"), ("other.en", "a pipe"), ("/dev/zero", "a device")):
+        corpus = ParallelCorpus(src_path=str(tmp_path / path), tgt=None)
+        for look in (corpus.fingerprint, corpus.approximate_rows, lambda corpus=corpus: next(corpus.rows())):
+            with pytest.raises(CorpusError, match=rf"{path} is {kind}, which can be read only once: write the text"):
+                look()
+    with pytest.raises(CorpusError, match=r"/dev/null, None, en\) is empty: expected at least one row"):
+        list(ParallelCorpus(src_path="/dev/null", tgt=None))
+    with pytest.raises(CorpusError, match=r"cannot open .*: Is a directory"):
+        list(ParallelCorpus(src_path=str(tmp_path), tgt=None))
 
 
 def test_source_only(tmp_path):

@@ -156,6 +156,14 @@ def test_resume_is_exact_under_accumulation_and_validation_inside(tmp_path):
     assert len(whole.evaluated) == 20 * 7
 
 
+def test_steps_of_changing_size_are_refused(tmp_path):
+    scheduler = L.pytorch.callbacks.GradientAccumulationScheduler({0: 2})
+    trainer = make_trainer(tmp_path, callbacks=[scheduler], max_steps=3)
+    with pytest.raises(InputError, match=r"^GradientAccumulationScheduler .* set trainer\.accumulate_grad_batches"):
+        trainer.fit(module := Tiny(), make_data(tmp_path))
+    assert module.losses == []
+
+
 class Stop(L.Callback):
     """Raises once, in the midst of the training."""
 

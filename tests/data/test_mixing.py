@@ -12,6 +12,8 @@ from test_lanes import Numbers
 
 from lit_transformer.data.corpus import CorpusError
 from lit_transformer.data.cursor import lane_start
+from lit_transformer.data.filters import BadRowError
+from lit_transformer.data.memory import MemoryCorpus
 from lit_transformer.data.mixing import MixedRows, Mixing
 
 SIZES = st.lists(st.integers(1, 400), min_size=2, max_size=4)
@@ -107,6 +109,21 @@ def test_passes_of_a_small_corpus_share_its_rows_among_the_lanes():
         seen = Counter(text for text in texts(lane_of(mixed, lane), mixed) if text.startswith("b"))
         assert len(seen) == 40  # also in the lanes that have no part of so few rows
         assert max(seen.values()) - min(seen.values()) <= 1
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_of_all_bad_rows_only_the_first_of_a_corpus_stops_a_run_that_skips_them(lanes):
+    rows = [{"en": f"a{number}", "de": f"b{number}"} for number in range(30)]
+    for bad in (10, 20):  # each begins a chunk
+        del rows[bad]["de"]
+    left = Counter(f"a{number}" for number in range(30) if number not in (10, 20))
+    assert MixedRows([MemoryCorpus(rows)], 10, lanes).chunk == 10
+    for mixing in (Mixing(), Mixing([1])):
+        mixed = MixedRows([MemoryCorpus(rows)], 10, lanes, mixing)
+        assert set(pair.src for pair in mixed.pairs()) == set(left)
+    assert Counter(pair.src for pair in MixedRows([MemoryCorpus(rows)], 10, lanes).pairs()) == left
+    with pytest.raises(BadRowError, match="has no column 'de'"):
+        list(MixedRows([MemoryCorpus(rows[10:])], 10, lanes).pairs())
 
 
 @pytest.mark.parametrize("lanes", [1, 4])

@@ -9,6 +9,7 @@ from collections import Counter
 from itertools import combinations, pairwise
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -138,6 +139,18 @@ def test_typed_special_tokens_stay_text(tokenizers, model, spelling):
 def model_ids(tokenizer):
     vocab = model_of(tokenizer)["vocab"]
     return vocab if isinstance(vocab, dict) else {piece: i for i, (piece, _) in enumerate(vocab)}
+
+
+@pytest.mark.parametrize("convert", [torch.tensor, np.array, tuple])
+def test_ids_of_a_tensor_or_an_array_read_as_those_of_a_list(tokenizers, convert):
+    tokenizer = tokenizers["bpe"]
+    ids = [*tokenizer.encode_tgt(["ein Hund"])[0], PAD_ID, PAD_ID]
+    assert tokenizer.decode(convert(ids)) == tokenizer.decode(ids) == "ein Hund"
+    assert tokenizer.decode_src(convert(ids)) == tokenizer.decode_src(ids)
+    assert tokenizer.decode_batch(convert([ids, ids])) == ["ein Hund"] * 2
+    assert tokenizer.pieces_tgt(convert(ids)) == tokenizer.pieces_tgt(ids)
+    with pytest.raises(ValueError, match="ids must be 0 or more, got -1"):
+        tokenizer.decode(convert([5, -1]))
 
 
 @pytest.mark.parametrize("model", ALL)
