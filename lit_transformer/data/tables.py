@@ -84,11 +84,38 @@ class DatasetRows:
         files = sorted(glob.glob(pattern, recursive=True)) if local else [pattern]
         if not files:
             raise CorpusError(f"no file matches {pattern}")
+        return cls._of_one_kind(pattern, files, split, columns)
+
+    @classmethod
+    def from_folder(cls, path: str, name: str | None, split: str, columns: list[str]) -> DatasetRows:
+        """What `datasets` finds in a folder; its CSV and TSV files are read by the same rules as if they were named.
+
+        Args:
+            path: The folder.
+            name: Configuration, if a README.md in the folder describes some.
+            split: Which part of the folder to read.
+            columns: As of ``from_files``.
+
+        Raises:
+            CorpusError: If `datasets` finds nothing in the folder, or CSV and TSV files together in one split.
+        """
+        folder = cls(path, name, split)
+        config = folder._config_of_folder()
+        files = [str(file) for file in (config.data_files or {}).get(split, [])]
+        if not files or any(ending_of_table(file) not in (".csv", ".tsv") for file in files):
+            return folder
+        usual = type(config)(sep=_kind(files[0])[1].get("sep", ","))
+        if config.pd_read_csv_kwargs != usual.pd_read_csv_kwargs:  # the README.md says how they are to be read
+            return folder
+        return cls._of_one_kind(path, files, split, columns)
+
+    @classmethod
+    def _of_one_kind(cls, place: str, files: list[str], split: str, columns: list[str]) -> DatasetRows:
         builder, options = _kind(files[0])
         for file in files[1:]:
             if _kind(file) != (builder, options):
                 raise CorpusError(
-                    f"{pattern} names tables of several kinds, such as {files[0]} and {file}: give each kind a corpus "
+                    f"{place} names tables of several kinds, such as {files[0]} and {file}: give each kind a corpus "
                     "of its own"
                 )
         if builder == "csv":
@@ -159,13 +186,17 @@ class DatasetRows:
 
     def _files_of_folder(self) -> dict[str, list[str]]:
         """The files in which `datasets` finds each split."""
+        found = self._config_of_folder().data_files or {}
+        return {split: sorted(files) for split, files in found.items()}
+
+    def _config_of_folder(self) -> Any:
+        """How `datasets` would read the folder."""
         import datasets  # type: ignore[import-untyped]
 
         try:
-            found = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
+            return datasets.load_dataset_builder(self.path, self.name).config
         except Exception as error:  # of several libraries, and of no one class
             raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
-        return {split: sorted(files) for split, files in found.items()}
 
     def _load(self) -> Any:
         import datasets

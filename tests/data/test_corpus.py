@@ -195,6 +195,37 @@ def test_folder_with_splits_by_file_name(tmp_path):
         list(ParallelCorpus(str(tmp_path), split="validation"))
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_tables_of_a_folder_are_read_as_if_they_were_named(tmp_path, kind):
+    comma = "," if kind == "csv" else "\t"
+    rows = [("NA", "null"), ("1", "007"), ("foo\rbar", "nan"), *[(f"a {n}", f"b {n}") for n in range(97)]]
+    if kind == "csv":
+        rows[2] = ("None", "nan")
+    else:  # quotation marks are ordinary characters there
+        rows = [(f'"{src}' if n % 10 == 3 else src, tgt) for n, (src, tgt) in enumerate(rows)]
+    for split, part in (("train", rows), ("test", rows[:5])):
+        lines = [("en", "de"), *part]
+        (tmp_path / f"{split}.{kind}").write_text("".join(f"{comma.join(row)}\n" for row in lines), newline="")
+    assert list(ParallelCorpus(str(tmp_path / f"train.{kind}"))) == rows
+    folder = ParallelCorpus(str(tmp_path))
+    assert list(folder) == rows
+    assert folder.approximate_rows() == 101
+    assert list(ParallelCorpus(str(tmp_path), split="test")) == rows[:5]
+    with pytest.raises(CorpusError, match=r"validation.*train.*test"):
+        list(ParallelCorpus(str(tmp_path), split="validation"))
+    chunks = list(folder.rows(size=10))
+    state = chunks[0][1]
+    rest = [pair for chunk, _ in folder.rows(json.loads(json.dumps(state)), 10) for pair in map(folder.read_row, chunk)]
+    assert rest == rows[10:]
+
+
+def test_a_folder_whose_readme_says_how_its_tables_are_read_is_read_that_way(tmp_path):
+    (tmp_path / "part.csv").write_text("a;b\n")
+    settings = 'data_files: part.csv\n  sep: ";"\n  column_names: ["en", "de"]'
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {settings}\n---\n")
+    assert list(ParallelCorpus(str(tmp_path))) == [("a", "b")]
+
+
 def test_paths_may_use_home_and_variables(tmp_path, monkeypatch):
     write_text(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
