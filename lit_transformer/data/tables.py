@@ -20,6 +20,7 @@ from lit_transformer.data.textfiles import (
     file_identity,
     first_block,
 )
+from lit_transformer.data.zstd_frames import check_whole
 
 _ENOUGH_SHARDS = 64  # with fewer, a place deep in a shard would take long to come back to
 _SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
@@ -201,11 +202,16 @@ class DatasetRows:
     def _load(self) -> Any:
         import datasets
 
+        is_folder = os.path.isdir(self.path) and not self.files
         for file in self.files or []:
             if not is_address(file) and not os.path.isfile(file):
                 raise CorpusError(f"cannot open {file}: No such file or directory")
             if not is_address(file) and not os.path.getsize(file):  # of which each reader says something else
                 raise CorpusError(f"{file} is empty: expected a table of at least one row")
+        by_split = {self.split: self.files} if self.files else self._files_of_folder() if is_folder else {}
+        for file in by_split.get(self.split, []):
+            if file.endswith(".zst") and not is_address(file):
+                _check_zstandard(file)
         try:
             if self.files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")
@@ -251,6 +257,15 @@ class DatasetRows:
 def _marked(cell: str) -> str:
     """A cell with a mark before it, or pandas would take the word None for no value, and 007 for the number 7."""
     return _MARK + cell
+
+
+def _check_zstandard(file: str) -> None:
+    """Refuses a file that breaks off, of which `datasets` would read what there is and say nothing."""
+    try:
+        with open(file, "rb") as raw:
+            check_whole(raw)
+    except (OSError, EOFError, ValueError) as error:
+        raise CorpusError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _kind(file: str) -> tuple[str, dict[str, Any]]:

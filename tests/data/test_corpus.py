@@ -417,6 +417,28 @@ def broken_table(kind):
     return make
 
 
+def cut_off_table(kind, where=""):
+    def make(folder):
+        text = "en\tde\n" if kind == "tsv" else "en,de\n" if kind == "csv" else ""
+        rows = [(f"{n * 7919} {n}", "x") for n in range(50_000)]
+        comma = {"tsv": "\t", "csv": ","}.get(kind)
+        text += "".join((comma.join(row) if comma else json.dumps({"en": row[0], "de": row[1]})) + "\n" for row in rows)
+        with compressing(folder / f"train.{kind}.zst", f"train.{kind}.zst") as file:
+            for start in range(0, len(text), 100_000):  # as a download may break off between two lines
+                file.write(text[start : start + 100_000])
+        path = folder / f"train.{kind}.zst"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        name = rf"train\.{kind}\.zst"
+        return ParallelCorpus(str(folder if where == "folder" else path)), rf"cannot read .*{name}: .*is cut off$"
+
+    return make
+
+
+def no_zstandard(folder):
+    (folder / "a.csv.zst").write_text("en,de\na,b\n")
+    return ParallelCorpus(str(folder / "a.csv.zst")), r"cannot read .*a\.csv\.zst: it is not Zstandard data"
+
+
 def not_utf8(folder):
     write_text(folder)
     lines = (folder / "train.de").read_bytes().split(b"\n")
@@ -453,6 +475,9 @@ BAD = {
     **{f"empty {ending}": empty_compressed(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"damaged {ending}": damaged(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"broken {kind}": broken_table(kind) for kind in ("parquet", "jsonl", "jsonl.gz")},
+    **{f"cut off {kind}": cut_off_table(kind) for kind in ("csv", "tsv", "jsonl")},
+    **{f"cut off {kind} in a folder": cut_off_table(kind, "folder") for kind in ("csv", "jsonl")},
+    "not Zstandard": no_zstandard,
     **{f"0 bytes {ending}": table_without_bytes(ending) for ending in ("parquet", "jsonl.gz", "csv", "tsv.xz")},
 }  # fmt: skip
 
