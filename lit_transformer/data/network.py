@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from socket import gaierror
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 from lit_transformer.interfaces import InputError
 
@@ -66,6 +67,11 @@ def persistent(
 def is_address(path: str) -> bool:
     """Whether ``path`` names something on a network rather than a local file."""
     return "://" in path
+
+
+def path_of(place: str) -> str:
+    """The path in an address without what may follow it, as in ``.../train.en.gz?download=true``; files as they are."""
+    return urlsplit(place).path if place.startswith(("http://", "https://")) else place
 
 
 def open_address(path: str) -> BinaryIO:

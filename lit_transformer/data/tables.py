@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from lit_transformer.data.network import is_address, is_passing, open_address
+from lit_transformer.data.network import is_address, is_passing, open_address, path_of
 from lit_transformer.data.textfiles import (
     COMPRESSED,
     CorpusError,
@@ -281,7 +281,7 @@ def _kind(file: str) -> tuple[str, dict[str, Any]]:
 
 def ending_of_table(path: str) -> str | None:
     """The ending that tells how a table is stored, whatever it is packed into; None if there is none."""
-    endings = re.findall(r"\.\w+", os.path.basename(path))
+    endings = re.findall(r"\.\w+", os.path.basename(path_of(path)))
     return next((ending for ending in reversed(endings) if ending in _BUILDERS), None)
 
 

@@ -11,6 +11,7 @@ import pytest
 from lit_transformer.data import network
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.network import persistent
+from lit_transformer.data.tables import ending_of_table
 
 ROWS = 400
 
@@ -40,7 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        content = self.server.files.get(self.path.lstrip("/"))
+        content = self.server.files.get(self.path.lstrip("/").partition("?")[0])
         fault = self.server.script.pop(0) if body and self.server.script else "ok"
         if fault != "ok":
             self.server.faults.append(fault)
@@ -101,6 +102,15 @@ def corpus(server, kind):
 
 
 EXPECTED = [(f"en {n}", f"de {n}") for n in range(ROWS)]
+
+
+@pytest.mark.parametrize("question", ["?download=true", "?download=1&as=text.de", "#top"])
+def test_the_ending_is_that_of_the_path_in_an_address(server, question):
+    columns = [f"{server.address}/text.{side}.gz{question}" for side in ("en", "de")]
+    assert list(ParallelCorpus(src_path=columns[0], tgt_path=columns[1])) == EXPECTED
+    if "." not in question and "#" not in question:  # `datasets` looks for an ending there too
+        assert list(ParallelCorpus(f"{server.address}/rows.jsonl.gz{question}")) == EXPECTED
+    assert ending_of_table(f"{server.address}/rows.jsonl.gz{question}&as=rows.csv") == ".jsonl"
 
 
 @pytest.mark.parametrize("kind", ["text", "text.gz", "rows.jsonl.gz"])
