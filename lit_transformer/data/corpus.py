@@ -297,12 +297,12 @@ class ParallelCorpus:
         return TextFiles((self.src, files.src), None if self.tgt is None else (self.tgt, str(files.tgt)))
 
     def _table(self, path: str) -> DatasetRows:
+        columns = [self.src] if self.tgt is None else [self.src, self.tgt]
         if is_address(path) or os.path.isfile(path) or glob.has_magic(path):
             self._check_prefix(path)
-            columns = [self.src] if self.tgt is None else [self.src, self.tgt]
             return DatasetRows.from_files(path, self.split, columns)
         if os.path.isdir(path):
-            return DatasetRows(path, self.name, self.split)
+            return DatasetRows.from_folder(path, self.name, self.split, columns)
         if ending_of_table(path) is not None:
             raise CorpusError(f"there is no file {path}" + ("" if os.path.isabs(path) else f" in {os.getcwd()}"))
         endings = " and ".join(f"{path}.{lang}" for lang in (self.src, self.tgt) if lang is not None)

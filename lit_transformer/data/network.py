@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from socket import gaierror
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 from lit_transformer.interfaces import InputError
 
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 STALL_SECONDS = 60.0  # a connection that says nothing for so long counts as lost
 WAITS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)  # seconds before each new attempt, two minutes in all
+_BLOCK = 1 << 20  # bytes read at once
 _CLIENTS = ("aiohttp", "requests", "urllib", "httpx", "httpcore", "huggingface_hub", "http")
 _PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
@@ -68,27 +70,26 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
+def path_of(place: str) -> str:
+    """The path in an address without what may follow it, as in ``.../train.en.gz?download=true``; files as they are."""
+    return urlsplit(place).path if _is_http(place) else place
+
+
 def open_address(path: str) -> BinaryIO:
     """The stored bytes of an address such as ``https://...`` or ``hf://...``.
 
     Raises:
         OSError: Here and when reading, whatever the client library calls what went wrong.
     """
-    import fsspec  # type: ignore[import-untyped]
-
-    options: dict[str, Any] = {}
-    if path.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout
-
-        options["client_kwargs"] = {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=STALL_SECONDS)}
-    return _Remote(path, _as_os_error(lambda: fsspec.open(path, "rb", **options).open()))  # type: ignore[return-value]
+    return _Remote(path)  # type: ignore[return-value]
 
 
 class _Remote(io.RawIOBase):
-    """A remote file that raises nothing but OSError."""
+    """A remote file that raises nothing but OSError, read from any place on even if its server only sends it whole."""
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
-        self.name, self._file = path, file
+    def __init__(self, path: str) -> None:
+        self.name, self._position = path, 0
+        self._file = _as_os_error(self._open)
 
     def readable(self) -> bool:
         return True
@@ -96,17 +97,50 @@ class _Remote(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return _as_os_error(lambda: self._file.seek(offset, whence))
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            raise io.UnsupportedOperation("the end of an address is not known before it is read")
+        self._position = offset + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        data = _as_os_error(lambda: self._file.read(len(buffer)))
+        data = _as_os_error(lambda: self._read(len(buffer)))
         buffer[: len(data)] = data
+        self._position += len(data)
         return len(data)
 
     def close(self) -> None:
         self._file.close()
         super().close()
+
+    def _open(self, **options: Any) -> BinaryIO:
+        import fsspec  # type: ignore[import-untyped]
+
+        if _is_http(self.name):
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(total=None, sock_connect=30, sock_read=STALL_SECONDS)
+            options["client_kwargs"] = {"timeout": timeout}
+        file: BinaryIO = fsspec.open(self.name, "rb", **options).open()
+        return file
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file.tell() != self._position:
+                self._file.seek(self._position)
+            return self._file.read(size)
+        except ValueError:  # with which fsspec says that the server does not send parts of files
+            if not _is_http(self.name):
+                raise
+        self._file.close()
+        self._file = self._open(block_size=0)  # all of it in one answer
+        while (left := self._position - self._file.tell()) > 0 and self._file.read(min(left, _BLOCK)):
+            pass
+        return self._file.read(size)
+
+
+def _is_http(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
 
 
 def _as_os_error(call: Callable[[], Item]) -> Item:

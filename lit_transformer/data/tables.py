@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from lit_transformer.data.network import is_address, is_passing, open_address
+from lit_transformer.data.network import is_address, is_passing, open_address, path_of
 from lit_transformer.data.textfiles import (
     COMPRESSED,
     CorpusError,
@@ -20,6 +20,7 @@ from lit_transformer.data.textfiles import (
     file_identity,
     first_block,
 )
+from lit_transformer.data.zstd_frames import check_whole
 
 _ENOUGH_SHARDS = 64  # with fewer, a place deep in a shard would take long to come back to
 _SHARDS_PER_LANE = 4  # with fewer, lanes of 1 and of 2 shards would stand side by side
@@ -84,11 +85,38 @@ class DatasetRows:
         files = sorted(glob.glob(pattern, recursive=True)) if local else [pattern]
         if not files:
             raise CorpusError(f"no file matches {pattern}")
+        return cls._of_one_kind(pattern, files, split, columns)
+
+    @classmethod
+    def from_folder(cls, path: str, name: str | None, split: str, columns: list[str]) -> DatasetRows:
+        """What `datasets` finds in a folder; its CSV and TSV files are read by the same rules as if they were named.
+
+        Args:
+            path: The folder.
+            name: Configuration, if a README.md in the folder describes some.
+            split: Which part of the folder to read.
+            columns: As of ``from_files``.
+
+        Raises:
+            CorpusError: If `datasets` finds nothing in the folder, or CSV and TSV files together in one split.
+        """
+        folder = cls(path, name, split)
+        config = folder._config_of_folder()
+        files = [str(file) for file in (config.data_files or {}).get(split, [])]
+        if not files or any(ending_of_table(file) not in (".csv", ".tsv") for file in files):
+            return folder
+        usual = type(config)(sep=_kind(files[0])[1].get("sep", ","))
+        if config.pd_read_csv_kwargs != usual.pd_read_csv_kwargs:  # the README.md says how they are to be read
+            return folder
+        return cls._of_one_kind(path, files, split, columns)
+
+    @classmethod
+    def _of_one_kind(cls, place: str, files: list[str], split: str, columns: list[str]) -> DatasetRows:
         builder, options = _kind(files[0])
         for file in files[1:]:
             if _kind(file) != (builder, options):
                 raise CorpusError(
-                    f"{pattern} names tables of several kinds, such as {files[0]} and {file}: give each kind a corpus "
+                    f"{place} names tables of several kinds, such as {files[0]} and {file}: give each kind a corpus "
                     "of its own"
                 )
         if builder == "csv":
@@ -159,22 +187,31 @@ class DatasetRows:
 
     def _files_of_folder(self) -> dict[str, list[str]]:
         """The files in which `datasets` finds each split."""
+        found = self._config_of_folder().data_files or {}
+        return {split: sorted(files) for split, files in found.items()}
+
+    def _config_of_folder(self) -> Any:
+        """How `datasets` would read the folder."""
         import datasets  # type: ignore[import-untyped]
 
         try:
-            found = datasets.load_dataset_builder(self.path, self.name).config.data_files or {}
+            return datasets.load_dataset_builder(self.path, self.name).config
         except Exception as error:  # of several libraries, and of no one class
             raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
-        return {split: sorted(files) for split, files in found.items()}
 
     def _load(self) -> Any:
         import datasets
 
+        is_folder = os.path.isdir(self.path) and not self.files
         for file in self.files or []:
             if not is_address(file) and not os.path.isfile(file):
                 raise CorpusError(f"cannot open {file}: No such file or directory")
             if not is_address(file) and not os.path.getsize(file):  # of which each reader says something else
                 raise CorpusError(f"{file} is empty: expected a table of at least one row")
+        by_split = {self.split: self.files} if self.files else self._files_of_folder() if is_folder else {}
+        for file in by_split.get(self.split, []):
+            if file.endswith(".zst") and not is_address(file):
+                _check_zstandard(file)
         try:
             if self.files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")
@@ -222,6 +259,15 @@ def _marked(cell: str) -> str:
     return _MARK + cell
 
 
+def _check_zstandard(file: str) -> None:
+    """Refuses a file that breaks off, of which `datasets` would read what there is and say nothing."""
+    try:
+        with open(file, "rb") as raw:
+            check_whole(raw)
+    except (OSError, EOFError, ValueError) as error:
+        raise CorpusError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _kind(file: str) -> tuple[str, dict[str, Any]]:
     """How `datasets` reads a table: the name of the builder and its options."""
     ending = ending_of_table(file)
@@ -235,7 +281,7 @@ def _kind(file: str) -> tuple[str, dict[str, Any]]:
 
 def ending_of_table(path: str) -> str | None:
     """The ending that tells how a table is stored, whatever it is packed into; None if there is none."""
-    endings = re.findall(r"\.\w+", os.path.basename(path))
+    endings = re.findall(r"\.\w+", os.path.basename(path_of(path)))
     return next((ending for ending in reversed(endings) if ending in _BUILDERS), None)
 
 

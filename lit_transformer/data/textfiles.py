@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple, cast
 
-from lit_transformer.data.network import is_address, open_address
+from lit_transformer.data.network import is_address, open_address, path_of
 from lit_transformer.interfaces import InputError
 
 COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
@@ -341,7 +341,7 @@ def first_block(path: str) -> tuple[bytes, float]:
 
 
 def _codec(path: str) -> Callable[[], Any] | None:
-    ending = Path(path).suffix
+    ending = Path(path_of(path)).suffix
     if ending == ".gz":
         return lambda: zlib.decompressobj(wbits=31)  # 31: with gzip's header and checksum
     if ending == ".xz":

@@ -213,6 +213,37 @@ def test_folder_with_splits_by_file_name(tmp_path):
         list(ParallelCorpus(str(tmp_path), split="validation"))
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_tables_of_a_folder_are_read_as_if_they_were_named(tmp_path, kind):
+    comma = "," if kind == "csv" else "\t"
+    rows = [("NA", "null"), ("1", "007"), ("foo\rbar", "nan"), *[(f"a {n}", f"b {n}") for n in range(97)]]
+    if kind == "csv":
+        rows[2] = ("None", "nan")
+    else:  # quotation marks are ordinary characters there
+        rows = [(f'"{src}' if n % 10 == 3 else src, tgt) for n, (src, tgt) in enumerate(rows)]
+    for split, part in (("train", rows), ("test", rows[:5])):
+        lines = [("en", "de"), *part]
+        (tmp_path / f"{split}.{kind}").write_text("".join(f"{comma.join(row)}\n" for row in lines), newline="")
+    assert list(ParallelCorpus(str(tmp_path / f"train.{kind}"))) == rows
+    folder = ParallelCorpus(str(tmp_path))
+    assert list(folder) == rows
+    assert folder.approximate_rows() == 101
+    assert list(ParallelCorpus(str(tmp_path), split="test")) == rows[:5]
+    with pytest.raises(CorpusError, match=r"validation.*train.*test"):
+        list(ParallelCorpus(str(tmp_path), split="validation"))
+    chunks = list(folder.rows(size=10))
+    state = chunks[0][1]
+    rest = [pair for chunk, _ in folder.rows(json.loads(json.dumps(state)), 10) for pair in map(folder.read_row, chunk)]
+    assert rest == rows[10:]
+
+
+def test_a_folder_whose_readme_says_how_its_tables_are_read_is_read_that_way(tmp_path):
+    (tmp_path / "part.csv").write_text("a;b\n")
+    settings = 'data_files: part.csv\n  sep: ";"\n  column_names: ["en", "de"]'
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {settings}\n---\n")
+    assert list(ParallelCorpus(str(tmp_path))) == [("a", "b")]
+
+
 def test_paths_may_use_home_and_variables(tmp_path, monkeypatch):
     write_text(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -404,6 +435,28 @@ def broken_table(kind):
     return make
 
 
+def cut_off_table(kind, where=""):
+    def make(folder):
+        text = "en\tde\n" if kind == "tsv" else "en,de\n" if kind == "csv" else ""
+        rows = [(f"{n * 7919} {n}", "x") for n in range(50_000)]
+        comma = {"tsv": "\t", "csv": ","}.get(kind)
+        text += "".join((comma.join(row) if comma else json.dumps({"en": row[0], "de": row[1]})) + "\n" for row in rows)
+        with compressing(folder / f"train.{kind}.zst", f"train.{kind}.zst") as file:
+            for start in range(0, len(text), 100_000):  # as a download may break off between two lines
+                file.write(text[start : start + 100_000])
+        path = folder / f"train.{kind}.zst"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        name = rf"train\.{kind}\.zst"
+        return ParallelCorpus(str(folder if where == "folder" else path)), rf"cannot read .*{name}: .*is cut off$"
+
+    return make
+
+
+def no_zstandard(folder):
+    (folder / "a.csv.zst").write_text("en,de\na,b\n")
+    return ParallelCorpus(str(folder / "a.csv.zst")), r"cannot read .*a\.csv\.zst: it is not Zstandard data"
+
+
 def not_utf8(folder):
     write_text(folder)
     lines = (folder / "train.de").read_bytes().split(b"\n")
@@ -440,6 +493,9 @@ BAD = {
     **{f"empty {ending}": empty_compressed(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"damaged {ending}": damaged(ending) for ending in (".gz", ".xz", ".bz2", ".zst")},
     **{f"broken {kind}": broken_table(kind) for kind in ("parquet", "jsonl", "jsonl.gz")},
+    **{f"cut off {kind}": cut_off_table(kind) for kind in ("csv", "tsv", "jsonl")},
+    **{f"cut off {kind} in a folder": cut_off_table(kind, "folder") for kind in ("csv", "jsonl")},
+    "not Zstandard": no_zstandard,
     **{f"0 bytes {ending}": table_without_bytes(ending) for ending in ("parquet", "jsonl.gz", "csv", "tsv.xz")},
 }  # fmt: skip
 

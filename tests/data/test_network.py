@@ -11,6 +11,7 @@ import pytest
 from lit_transformer.data import network
 from lit_transformer.data.corpus import CorpusError, ParallelCorpus
 from lit_transformer.data.network import persistent
+from lit_transformer.data.tables import ending_of_table
 
 ROWS = 400
 
@@ -23,6 +24,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.script, self.faults = files, [], []
+        self.ranges = "bytes"  # what it says of them; None: nothing, and like with "none" it sends files whole
         self.address = f"http://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request, client_address):
@@ -40,20 +42,21 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, body):
-        content = self.server.files.get(self.path.lstrip("/"))
+        content = self.server.files.get(self.path.lstrip("/").partition("?")[0])
         fault = self.server.script.pop(0) if body and self.server.script else "ok"
         if fault != "ok":
             self.server.faults.append(fault)
         if content is None or fault == "503":
             return self.send_error(503 if fault == "503" else 404)
         first, last = 0, len(content) - 1
-        asked = self.headers.get("Range", "")
+        asked = self.headers.get("Range", "") if self.server.ranges == "bytes" else ""
         if asked.startswith("bytes="):
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(end or last), last)
         self.send_response(206 if asked else 200)
         self.send_header("Content-Length", str(last + 1 - first))
-        self.send_header("Accept-Ranges", "bytes")
+        if self.server.ranges:
+            self.send_header("Accept-Ranges", self.server.ranges)
         if asked:
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.end_headers()
@@ -103,6 +106,15 @@ def corpus(server, kind):
 EXPECTED = [(f"en {n}", f"de {n}") for n in range(ROWS)]
 
 
+@pytest.mark.parametrize("question", ["?download=true", "?download=1&as=text.de", "#top"])
+def test_the_ending_is_that_of_the_path_in_an_address(server, question):
+    columns = [f"{server.address}/text.{side}.gz{question}" for side in ("en", "de")]
+    assert list(ParallelCorpus(src_path=columns[0], tgt_path=columns[1])) == EXPECTED
+    if "." not in question and "#" not in question:  # `datasets` looks for an ending there too
+        assert list(ParallelCorpus(f"{server.address}/rows.jsonl.gz{question}")) == EXPECTED
+    assert ending_of_table(f"{server.address}/rows.jsonl.gz{question}&as=rows.csv") == ".jsonl"
+
+
 @pytest.mark.parametrize("kind", ["text", "text.gz", "rows.jsonl.gz"])
 @pytest.mark.parametrize("script", [[], ["503"], ["drop", "ok", "503"], ["drop", "drop"]], ids=str)
 def test_rows_are_the_same_as_on_a_calm_day(server, kind, script):
@@ -122,6 +134,25 @@ def test_goes_on_at_the_same_row(server):
     server.script = ["503", "drop"]
     rest = [row for rows, _ in corpus(server, "text").rows(places[1][1], 100) for row in rows]
     assert rest == [{"en": src, "de": tgt} for src, tgt in EXPECTED[200:]]
+
+
+@pytest.mark.parametrize("kind", ["text", "text.gz"])
+@pytest.mark.parametrize("ranges", ["none", None])
+def test_a_server_that_sends_files_only_whole_is_read_on_at_the_same_row_too(server, kind, ranges):
+    server.ranges = ranges
+    assert list(corpus(server, kind)) == EXPECTED
+    places = list(corpus(server, kind).rows(size=100))
+    server.script = ["ok", "drop"]
+    rest = [row for rows, _ in corpus(server, kind).rows(places[1][1], 100) for row in rows]
+    assert rest == [{"en": src, "de": tgt} for src, tgt in EXPECTED[200:]]
+    assert server.faults == ["drop"]
+
+
+def test_a_file_larger_than_what_is_asked_for_at_once_from_such_a_server(server):
+    server.ranges = None
+    lines = [f"{n} " + "x" * 1000 for n in range(12_000)]  # 12 MB
+    server.files["large"] = "".join(f"{line}\n" for line in lines).encode()
+    assert [pair.src for pair in ParallelCorpus(src_path=f"{server.address}/large", tgt=None)] == lines
 
 
 def test_a_server_that_stays_down_ends_in_one_sentence(server, caplog):
