@@ -33,6 +33,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     # quoting 3: quotation marks are ordinary characters; a line ends where those of text files do
     ".tsv": ("csv", {"index_col": False, "sep": "\t", "quoting": 3, "lineterminator": "\n"}),
 }
+_LINES = (".json", ".jsonl", ".ndjson")  # an empty one of several holds no rows, as a program of many parts leaves it
 _TOO_MANY_FIELDS = "Length of header or names does not match length of data"  # pandas' warning
 _MARK = "\ue000"
 
@@ -206,7 +207,10 @@ class DatasetRows:
         for file in self.files or []:
             if not is_address(file) and not os.path.isfile(file):
                 raise CorpusError(f"cannot open {file}: No such file or directory")
-            if not is_address(file) and not os.path.getsize(file):  # of which each reader says something else
+        empty = [file for file in self.files or [] if not is_address(file) and not os.path.getsize(file)]
+        files = [file for file in self.files or [] if file not in empty]
+        for file in empty:  # of which each reader says something else
+            if not (files and file.endswith(_LINES)):
                 raise CorpusError(f"{file} is empty: expected a table of at least one row")
         by_split = {self.split: self.files} if self.files else self._files_of_folder() if is_folder else {}
         for file in by_split.get(self.split, []):
@@ -215,7 +219,7 @@ class DatasetRows:
         try:
             if self.files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")
-                return reader(self.files, split=self.split, streaming=True, **self.options)
+                return reader(files, split=self.split, streaming=True, **self.options)
             if self.not_found:
                 self._ask_hub()
             path, _, revision = (self.path, "", "") if os.path.exists(self.path) else self.path.partition("@")

@@ -484,6 +484,16 @@ def table_without_bytes(ending):
     return make
 
 
+def test_one_of_several_files_of_json_lines_may_be_empty(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"en": "x", "de": "y"}\n')
+    (tmp_path / "b.jsonl").touch()
+    assert [pair for pair in ParallelCorpus(str(tmp_path / "*.jsonl"), src="en", tgt="de")] == [SentencePair("x", "y")]
+    (tmp_path / "c.csv").write_text("en,de\nx,y\n")
+    (tmp_path / "d.csv").touch()
+    with pytest.raises(CorpusError, match=r"d\.csv is empty: expected a table"):
+        list(ParallelCorpus(str(tmp_path / "*.csv"), src="en", tgt="de"))
+
+
 BAD = {
     "unequal": unequal, "one side": one_side, "missing text": missing_text, "missing table": missing_table,
     "no match": no_match, "unknown ending": unknown_ending, "wrong column": wrong_column, "not text": not_text,
