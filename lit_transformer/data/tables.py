@@ -350,4 +350,7 @@ def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error  # "An error occurred while generating the dataset" hides the reason
     if _TOO_MANY_FIELDS in str(cause):
         return "rows have more fields than the first line has names; quote text that holds the separator"
+    found, known = (getattr(cause, f"{of}_column_names", ()) for of in ("table", "requested"))
+    if late := sorted(set(found) - set(known)):  # of a CastError
+        return f"{', '.join(late)} first occurs far into the text; give all rows the same keys, with null for no value"
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
