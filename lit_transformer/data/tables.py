@@ -67,6 +67,7 @@ class DatasetRows:
         self.not_found = not_found
         self._lane = lane, num_lanes
         self._num_shards: dict[int, int] = {}  # by number of lanes
+        self._loaded: dict[int, Any] = {}  # what comes from a network, by number of lanes; shared with the lanes
         self._hub_has_answered = False
 
     @classmethod
@@ -157,11 +158,25 @@ class DatasetRows:
         if num_shards % num_lanes and num_shards < _SHARDS_PER_LANE * num_lanes:
             return None
         settings = (self.path, self.name, self.split, self.files, self.options)
-        return DatasetRows(*settings, lane, num_lanes, self.not_found)
+        part = DatasetRows(*settings, lane, num_lanes, self.not_found)
+        part._loaded = self._loaded
+        return part
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_loaded": {}}  # other processes have connections of their own
 
     def _finely_cut(self, num_lanes: int) -> Any:
-        """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that."""
-        dataset = self._load()
+        """The dataset with parquet row groups as its shards, if its files are few and `datasets` can do that.
+
+        From a network it is loaded but once: later passes ask for its files alone, and those of the same revision.
+        """
+        if all(map(os.path.exists, self.files or [self.path])):
+            return self._cut(self._load(), num_lanes)
+        if num_lanes not in self._loaded:
+            self._loaded[num_lanes] = self._cut(self._load(), num_lanes)
+        return self._loaded[num_lanes].shard(1, 0)  # all of it, as an object that keeps a place of its own
+
+    def _cut(self, dataset: Any, num_lanes: int) -> Any:
         is_enough = dataset.num_shards >= max(_ENOUGH_SHARDS, _SHARDS_PER_LANE * num_lanes)
         try:
             return dataset if is_enough or not hasattr(dataset, "reshard") else dataset.reshard()
@@ -339,4 +354,7 @@ def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error  # "An error occurred while generating the dataset" hides the reason
     if _TOO_MANY_FIELDS in str(cause):
         return "rows have more fields than the first line has names; quote text that holds the separator"
+    found, known = (getattr(cause, f"{of}_column_names", ()) for of in ("table", "requested"))
+    if late := sorted(set(found) - set(known)):  # of a CastError
+        return f"{', '.join(late)} first occurs far into the text; give all rows the same keys, with null for no value"
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")

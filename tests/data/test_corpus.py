@@ -452,6 +452,13 @@ def cut_off_table(kind, where=""):
     return make
 
 
+def late_key(folder):
+    rows = [{"en": f"{n} " + "x" * 1000, "de": "y"} for n in range(21_000)]
+    text = "".join(json.dumps(row) + "\n" for row in [*rows, {"en": "x", "de": "y", "note": "z"}])
+    (folder / "a.jsonl").write_text(text)  # `datasets` takes the keys of the first 10 MB for all
+    return ParallelCorpus(str(folder / "a.jsonl")), r"cannot read .*a\.jsonl: note first occurs far into the text; give"
+
+
 def no_zstandard(folder):
     (folder / "a.csv.zst").write_text("en,de\na,b\n")
     return ParallelCorpus(str(folder / "a.csv.zst")), r"cannot read .*a\.csv\.zst: it is not Zstandard data"
@@ -506,6 +513,7 @@ BAD = {
     **{f"cut off {kind}": cut_off_table(kind) for kind in ("csv", "tsv", "jsonl")},
     **{f"cut off {kind} in a folder": cut_off_table(kind, "folder") for kind in ("csv", "jsonl")},
     "not Zstandard": no_zstandard,
+    "late key": late_key,
     **{f"0 bytes {ending}": table_without_bytes(ending) for ending in ("parquet", "jsonl.gz", "csv", "tsv.xz")},
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A Hub dataset is streamed from a server that speaks the Hub's language on the loopback address."""
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -39,6 +40,35 @@ print(json.dumps({
 }))
 """
 
+PASSES = """
+import json, pickle, sys
+from contextlib import closing
+from lit_transformer.data.corpus import ParallelCorpus
+
+corpus = ParallelCorpus("me/pairs", "en", "de")
+
+def read(state=None, lane=0, num_lanes=1):
+    return [rows for rows, _ in corpus.rows(state, 7, lane, num_lanes)]
+
+whole, lanes = read(), [read(None, lane, 2) for lane in (0, 1)]
+places = [place for _, place in json.loads(json.dumps(list(corpus.rows(None, 7))))]
+places_of_lanes = [list(corpus.rows(None, 7, lane, 2))[0][1] for lane in (0, 1)]
+for _ in range(int(sys.argv[1])):
+    with closing(corpus.rows(size=7)) as left_off:  # what one pass leaves behind is nothing to the next
+        next(left_off)
+        assert read(places[2]) == whole[3:] and read(places[2]) == whole[3:]
+        assert read() == whole
+        assert next(left_off)[0] == whole[1]
+    for lane in (1, 0):
+        assert read(places_of_lanes[lane], lane, 2) == lanes[lane][1:]
+        assert read(None, lane, 2) == lanes[lane]
+assert sorted(str(row) for part in lanes for rows in part for row in rows) == sorted(
+    str(row) for rows in whole for row in rows
+)
+corpus = pickle.loads(pickle.dumps(corpus)) if sys.argv[1] == "0" else corpus
+assert sys.argv[1] != "0" or read() == whole
+"""
+
 CACHED = """
 from lit_transformer.data import ParallelCorpus
 
@@ -61,6 +91,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes] = {}  # noqa: RUF012
+    asked: list[str] = []  # noqa: RUF012
 
     def log_message(self, *_):
         pass
@@ -85,6 +116,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.split("?")[0]
+        self.asked.append(path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         api = "/api/datasets/me/pairs"
         if path.startswith(f"{api}/tree/"):
@@ -113,30 +145,52 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.answer(206, data[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(data)}", **headers)
 
 
+@contextlib.contextmanager
+def served(files, home):
+    """The environment in which a program finds the files on the Hub."""
+    Hub.files = files
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield {
+            **os.environ,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "HF_HUB_OFFLINE": "0",
+        }
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_a_hub_dataset_is_looked_up_once_for_all_passes_and_each_begins_anew(tmp_path):
+    rows = [{"translation": {"en": f"en {n}", "de": f"Satz {n}"}} for n in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet", row_group_size=5)
+    looked_up = {}
+    with served({"train.parquet": (tmp_path / "train.parquet").read_bytes()}, tmp_path / "home") as environment:
+        for passes in (1, 3, 0):
+            Hub.asked.clear()
+            command = [sys.executable, "-c", PASSES, str(passes)]
+            result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            assert result.returncode == 0, result.stderr[-2000:]
+            looked_up[passes] = sum("/resolve/" not in path for path in Hub.asked)
+    assert 0 < looked_up[1] == looked_up[3] < 20
+
+
 @pytest.mark.slow
 def test_hub_dataset_is_streamed_resumed_and_its_errors_are_clear(tmp_path):
     for split, count in (("train", 50), ("validation", 7)):
         rows = [{"translation": {"en": f"{split} {n}", "de": f"Satz {n}"}} for n in range(count)]
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet", row_group_size=20)
-    Hub.files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        environment = {
-            **os.environ,
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-            "HF_HUB_OFFLINE": "0",
-        }
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with served(files, tmp_path / "home") as environment:
         command = [sys.executable, "-c", READ]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
         load = "import datasets; datasets.load_dataset('me/pairs')"
         subprocess.run([*command[:2], load], env=environment, capture_output=True, timeout=120, check=True)
-    finally:
-        server.shutdown()
-        server.server_close()
     read = json.loads(result.stdout)
     assert read["train"] == [[f"train {n}", f"Satz {n}"] for n in range(50)]
     assert read["validation"] == [[f"validation {n}", f"Satz {n}"] for n in range(7)]
