@@ -12,6 +12,7 @@ from lit_transformer.errors import InputError
 from lit_transformer.yaml_files import configuration_files
 
 _PARTS = ("train", "val", "test", "predict")
+_SIZES = ("vocab_size", "src_vocab_size")
 
 
 def check_options(config: Any, subcommand: str, given: Sequence[str]) -> None:
@@ -56,37 +57,40 @@ def _check_vocabulary(config: Any, given: Sequence[str]) -> None:
     """The network takes its vocabulary from the data, whatever it is given, where the data has one."""
     network = config.model.init_args.get("network")
     taken = (network.get("init_args") if network else None) or {}
-    for name in ("vocab_size", "src_vocab_size"):
-        size = _given_to_network(given, name)
-        if size is not None and name in taken and str(taken[name]) != str(size):
+    for name, size in _sizes_of_network(given).items():
+        if size not in (None, "null") and name in taken and str(taken[name]) != str(size):
             raise InputError(
                 f"model.network.{name}={size} would have no effect, since the network takes the size of the tokenizer, "
                 f"data.{name}={taken[name]}: set data.{name} instead"
             )
 
 
-def _given_to_network(given: Sequence[str], name: str) -> Any:
-    """The last value that a command line or its configuration files give to an argument of the network, or None."""
-    keys = [f"--model.{outer}network.{inner}{name}" for outer in ("", "init_args.") for inner in ("", "init_args.")]
-    found = None
+def _sizes_of_network(given: Sequence[str]) -> dict[str, Any]:
+    """The last vocabulary sizes that a command line or its configuration files give to the network, by their names."""
+    keys = {
+        f"--model.{outer}network.{inner}{name}": name
+        for name in _SIZES
+        for outer in ("", "init_args.")
+        for inner in ("", "init_args.")
+    }
+    found: dict[str, Any] = {}
     for option, following in zip(given, [*given[1:], ""], strict=True):
         key, _, attached = option.partition("=")
         if key in keys:
-            found = attached or following
+            found[keys[key]] = attached or following
         for file in configuration_files([option, following]) if key in ("-c", "--config") else ():
-            found = _in_file(file, name, found)
-    return None if found == "null" else found
+            network = _network_in(file)
+            found |= {name: network[name] for name in _SIZES if name in network}
+    return found
 
 
-def _in_file(file: Path, name: str, default: Any) -> Any:
-    """The same of one file, whose classes may be spelled out or not."""
-    here: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-    for key in ("model", "network", name):
-        here = here.get("init_args", here) if isinstance(here, dict) and key not in here else here
-        if not isinstance(here, dict) or key not in here:
-            return default
-        here = here[key]
-    return here
+def _network_in(file: Path) -> dict[str, Any]:
+    """What a configuration file gives to the network, whose classes may be spelled out or not."""
+    block: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for key in ("model", "network"):
+        block = block.get(key) if isinstance(block, dict) else None
+        block = block.get("init_args", block) if isinstance(block, dict) else None
+    return block if isinstance(block, dict) else {}
 
 
 def _check_corpora(config: Any, names: Sequence[str]) -> None:

@@ -33,29 +33,31 @@ def config_file(name: str) -> Path:
 def with_own_configurations(arguments: Sequence[str]) -> list[str]:
     """The command line, in which a ``--config configs/...`` that is not here is that of the installed package."""
     found = list(arguments)
-    for place, option in enumerate(arguments):
-        name, equals, value = option.partition("=")
-        at = place if equals else place + 1
-        if name not in ("-c", "--config") or at == len(found):
-            continue
-        path = Path(value if equals else found[at])
+    for place, name in _named(arguments):
+        path = Path(name)
         if path.parts[:1] != ("configs",) or path.exists():
             continue
         with suppress(InputError):  # if the package has none either, the parser says that there is no such file
             own = config_file(str(path.relative_to("configs")))
             logger.info("there is no %s here: taking the one that comes with lit-transformer, %s", path, own)
-            found[at] = f"{name}={own}" if equals else str(own)
+            found[place] = found[place].removesuffix(name) + str(own)
     return found
 
 
 def configuration_files(arguments: Sequence[str]) -> Iterator[Path]:
     """The files that ``--config`` names on a command line, as far as they are there."""
-    for option, value in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, _, attached = option.partition("=")
-        path = Path(attached or value)
+    for _, name in _named(arguments):
         with suppress(OSError):  # of a configuration written out in place of a file's name, which is too long for one
-            if name in ("-c", "--config") and path.is_file():
-                yield path
+            if Path(name).is_file():
+                yield Path(name)
+
+
+def _named(arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """What ``--config`` names on a command line, each with the place that it ends."""
+    for place, option in enumerate(arguments):
+        name, equals, attached = option.partition("=")
+        if name in ("-c", "--config"):
+            yield from [(place, attached)] if equals else enumerate(arguments[place + 1 : place + 2], place + 1)
 
 
 def check_yaml(arguments: Sequence[str]) -> None:

@@ -100,11 +100,14 @@ class DatasetRows:
             columns: As of ``from_files``.
 
         Raises:
-            CorpusError: If `datasets` finds nothing in the folder, or CSV and TSV files together in one split.
+            CorpusError: If `datasets` finds nothing in the folder, CSV and TSV files together in one split, or a file
+                that breaks off.
         """
         folder = cls(path, name, split)
         config = folder._config_of_folder()
         files = [str(file) for file in (config.data_files or {}).get(split, [])]
+        for file in files:
+            _check_zstandard(file)
         if not files or any(ending_of_table(file) not in (".csv", ".tsv") for file in files):
             return folder
         usual = type(config)(sep=_kind(files[0])[1].get("sep", ","))
@@ -218,21 +221,9 @@ class DatasetRows:
     def _load(self) -> Any:
         import datasets
 
-        is_folder = os.path.isdir(self.path) and not self.files
-        for file in self.files or []:
-            if not is_address(file) and not os.path.isfile(file):
-                raise CorpusError(f"cannot open {file}: No such file or directory")
-        empty = [file for file in self.files or [] if not is_address(file) and not os.path.getsize(file)]
-        files = [file for file in self.files or [] if file not in empty]
-        for file in empty:  # of which each reader says something else
-            if not (files and file.endswith(_LINES)):
-                raise CorpusError(f"{file} is empty: expected a table of at least one row")
-        by_split = {self.split: self.files} if self.files else self._files_of_folder() if is_folder else {}
-        for file in by_split.get(self.split, []):
-            if file.endswith(".zst") and not is_address(file):
-                _check_zstandard(file)
+        files = self._files_with_rows()
         try:
-            if self.files:  # load_dataset would do the same, but call home first
+            if files:  # load_dataset would do the same, but call home first
                 reader = getattr(datasets.Dataset, f"from_{self.path}")
                 return reader(files, split=self.split, streaming=True, **self.options)
             if self.not_found:
@@ -243,6 +234,21 @@ class DatasetRows:
             if isinstance(error, FileNotFoundError):  # what `datasets` says of any address that does not answer
                 error = _unreachable(self.files or []) or error
             raise CorpusError(f"{self._failure(error)}: {_first_line(error)}") from error
+
+    def _files_with_rows(self) -> list[str]:
+        """The data files but for those without a byte; looks at each one on this machine."""
+        local = [file for file in self.files or [] if not is_address(file)]
+        for file in local:
+            if not os.path.isfile(file):
+                raise CorpusError(f"cannot open {file}: No such file or directory")
+        empty = {file for file in local if not os.path.getsize(file)}
+        files = [file for file in self.files or [] if file not in empty]
+        for file in sorted(empty):  # of which each reader says something else
+            if not (files and file.endswith(_LINES)):
+                raise CorpusError(f"{file} is empty: expected a table of at least one row")
+        for file in files:
+            _check_zstandard(file)
+        return files
 
     def _ask_hub(self) -> None:
         """Asks for the dataset once: `datasets` would try six times, perhaps for nothing but a misspelt path."""
@@ -279,7 +285,9 @@ def _marked(cell: str) -> str:
 
 
 def _check_zstandard(file: str) -> None:
-    """Refuses a file that breaks off, of which `datasets` would read what there is and say nothing."""
+    """Refuses a .zst file that breaks off, of which `datasets` would read what there is and say nothing."""
+    if is_address(file) or not file.endswith(".zst"):
+        return
     try:
         with open(file, "rb") as raw:
             check_whole(raw)
