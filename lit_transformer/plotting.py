@@ -163,7 +163,7 @@ def draw_attention(
 
     Raises:
         ValueError: If a map has another shape than the tokens ask for.
-        InputError: If ``output_stem`` has another ending of letters.
+        InputError: If ``output_stem`` is no name of a file, or ends as pictures of other kinds do.
         ModuleNotFoundError: If pictures are asked for and matplotlib is not installed.
     """
     stem, ending, picture = split_ending(output_stem)

@@ -131,11 +131,15 @@ class RunFolder:
             if not any(folder.is_relative_to(path.resolve()) for folder in new):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         scored, predicted = (
-            Path(str(CALLBACK_DEFAULTS[f"{key}.output_path"]).replace("{run}", str(self.root)))
-            for key in ("bleu", "writer")
+            path_in_run(str(CALLBACK_DEFAULTS[f"{key}.output_path"]), self.root) for key in ("bleu", "writer")
         )
         for path in (*ScoreFiles.beside(scored), predicted):  # of the earlier network
             path.unlink(missing_ok=True)
+
+
+def path_in_run(path: str | Path, root: Path) -> Path:
+    """A path of the configuration, in which {run} is the folder of the run."""
+    return Path(str(path).replace("{run}", str(root)))
 
 
 def holds_run(folder: Path) -> bool:

@@ -52,7 +52,7 @@ from lit_transformer.module import LitTransformer
 from lit_transformer.network_checks import check_room
 from lit_transformer.parser import HelpfulParser, plain_message
 from lit_transformer.quiet import quieten_lightning
-from lit_transformer.run_folder import RunConfig, RunFolder, holds_run
+from lit_transformer.run_folder import RunConfig, RunFolder, holds_run, path_in_run
 from lit_transformer.yaml_files import check_yaml, with_own_configurations
 
 logger = logging.getLogger(__name__)
@@ -246,12 +246,8 @@ class TranslationCLI(LightningCLI):
             if isinstance(callback, BLEUEvaluation) and callback.output_path is None and callback in own:
                 callback.output_path = Path(str(CALLBACK_DEFAULTS["bleu.output_path"]))
             if isinstance(callback, (TranslationWriter, BLEUEvaluation)) and callback.output_path is not None:
-                callback.output_path = self._in_run(callback.output_path)
+                callback.output_path = path_in_run(callback.output_path, self._root)
         return chosen
-
-    def _in_run(self, path: str | Path) -> Path:
-        """A path of the configuration, in which {run} is the folder of the run."""
-        return Path(str(path).replace("{run}", str(self._root)))
 
     def _watchers(self, config: Any, own: list[Callback]) -> list[Callback]:
         """Those that only look, and so come after whatever sets the learning rate."""
